@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
             "benchmark": "synth",
             "model": name,
             "prompt": {},
-            "mode": "free",
+            "scoring": "generated",
             "wall_s": time.time() - start,
             "peak_rss_gib": 0.0,
         },

@@ -2,9 +2,10 @@
 (as in FLIP), and measure its features with linear probes before and after.
 
     python recipes/clip_captions.py                             # a small CLIP on rendered faces
-    accelerate launch --num_processes 8 recipes/clip_captions.py --base ViT-B-32/openai ...
+    accelerate launch --num_processes 8 recipes/clip_captions.py --base_model ViT-B-32/openai ...
 
-The output folder opens in open_clip ("local-dir:FOLDER") and is a `base` for clip_finetune.py.
+The output folder opens in open_clip ("local-dir:FOLDER") and is a `base_model` for
+clip_finetune.py.
 Training can be interrupted at any time; run the same command again to resume.
 The steps are in vlmface/pipelines/captions.py: prepare, probe, train, probe, report.
 """

@@ -2,7 +2,7 @@
 or all weights, evaluated before (zero-shot) and after.
 
     python recipes/clip_finetune.py                            # the built-in CLIP on rendered faces
-    python recipes/clip_finetune.py --image frozen --head linear --output_dir runs/clip_probe
+    python recipes/clip_finetune.py --image_tower frozen --head linear --output_dir runs/clip_probe
     accelerate launch --num_processes 8 recipes/clip_finetune.py --config clip_finetune_vitl14
 
 Training can be interrupted at any time; run the same command again to resume.

@@ -4,7 +4,8 @@ one image, or frames of a video, at once.
     python recipes/context_emotion.py                         # vlmface-tiny on rendered scenes
     python recipes/context_emotion.py --ablation true         # face, context and both, in one table
     python recipes/context_emotion.py --model clip-caer       # a CLIP that joins the views
-    accelerate launch recipes/context_emotion.py --config context_vlm_llava --data_root /data/CAER-S
+    accelerate launch recipes/context_emotion.py --config context_vlm_llava \
+        --dataset_root /data/CAER-S
 
 Training can be interrupted at any time; run the same command again to resume.
 The steps are in vlmface/pipelines/sft.py (and clip.py), the ablation's in context_ablation.py.

@@ -2,7 +2,7 @@
 format, emotion, action units and their agreement (Facial-R1's second stage).
 
     python recipes/grpo.py                                      # from the run of recipes/sft_cot.py
-    python recipes/grpo.py --start runs/small --max_steps 50 --output_dir runs/grpo_small
+    python recipes/grpo.py --init_from runs/small --max_steps 50 --output_dir runs/grpo_small
     accelerate launch --num_processes 8 recipes/grpo.py --config grpo_facial_r1
 
 Training can be interrupted at any time; run the same command again to resume.

@@ -2,7 +2,7 @@
 with all that apply.
 
     vlmface data init faces.csv                                 # writes faces.yaml
-    python recipes/sft_labels.py --data faces.yaml --output_dir runs/faces
+    python recipes/sft_labels.py --dataset faces.yaml --output_dir runs/faces
     python recipes/sft_labels.py                                # vlmface-tiny on rendered faces
 
 Training can be interrupted at any time; run the same command again to resume.

@@ -2,7 +2,7 @@
 times; what passes the verifier and the vote becomes training data (Facial-R1's third stage).
 
     python recipes/synthesize.py                              # by the run of recipes/grpo.py
-    python recipes/synthesize.py --model runs/small --labels vote --output_dir runs/voted
+    python recipes/synthesize.py --model runs/small --label_source vote --output_dir runs/voted
     python recipes/synthesize.py --endpoint http://localhost:8000/v1 --model NAME --prompt face_cot
 
 It can be interrupted at any time; run the same command again to resume.

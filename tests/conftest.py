@@ -86,14 +86,14 @@ def clip_run(clip_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         if (recipe, *words) not in made:
             folder = tmp_path_factory.mktemp("clip_run") / "run"
             fixed = {
-                "base": clip_base,
+                "base_model": clip_base,
                 "output_dir": folder,
                 "n_train": 16,
                 "n_eval": 8,
                 "epochs": 1,
                 "batch_size": 8,
                 "warmup_steps": 0,
-                "select": "last",
+                "checkpoint_selection": "last",
             }
             argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
             assert load_script(f"recipes/{recipe}.py").main([*words, *argv]) == 0
@@ -122,9 +122,9 @@ def clip_frames(clip_run: Callable[..., Path]) -> Path:
         "clip_finetune",
         "--config",
         "clip_temporal_tiny",
-        "--frames",
+        "--num_frames",
         "4",
-        "--time",
+        "--temporal",
         "mean",
         "--validation_split",
         "null",
@@ -141,7 +141,7 @@ def sft_cot(base: Path) -> Recipe:
 
     def run(output_dir: Path, *words: str) -> int:
         fixed = {
-            "base": base,
+            "base_model": base,
             "output_dir": output_dir,
             "n_train": 48,
             "n_eval": 8,
@@ -149,7 +149,7 @@ def sft_cot(base: Path) -> Recipe:
             "batch_size": 8,
             "learning_rate": 3e-3,
             "warmup_steps": 0,
-            "tower": "lora",
+            "vision_tower": "lora",
             "lora_dropout": 0.1,
             "train_embeddings": True,
             "logging_steps": 1,
@@ -177,13 +177,13 @@ def memorised(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A run of vlmface-tiny that knows the first 8 faces of synth by heart."""
     folder = tmp_path_factory.mktemp("runs") / "memorised"
     words = {
-        "base": "vlmface-tiny",
+        "base_model": "vlmface-tiny",
         "n_train": 8,
         "n_eval": 4,
         "epochs": 100,
         "learning_rate": 4e-3,
         "save_steps": 100,
-        "tower": "frozen",
+        "vision_tower": "frozen",
         "lora_rank": 32,
         "lora_alpha": 64,
         "lora_dropout": 0.0,

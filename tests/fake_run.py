@@ -18,7 +18,7 @@ ABOUT: dict[str, Any] = {
     "benchmark": "synth",
     "model": "tiny",
     "prompt": {"id": "face_cot", "sha": "0123456789ab"},
-    "mode": "free",
+    "scoring": "generated",
     "wall_s": 1.5,
     "peak_rss_gib": 0.5,
 }
@@ -84,9 +84,9 @@ def write_run(folder: Path, after: list[dict[str, Any]], before: list[dict[str, 
     }
     (folder / "metrics.json").write_text(json.dumps(scores), encoding="utf-8")
     manifest = {
-        "base": {"id": "vlmface-tiny", "sha": "ba5eba5eba5e"},
-        "trainable": {"tower": "lora", "projector": "full", "llm": "lora"},
-        "data": {"name": "synth", "split": "train", "seed": 0, "n": 4000, "fingerprint": "f00d"},
+        "base_model": {"id": "vlmface-tiny", "sha": "ba5eba5eba5e"},
+        "trainable": {"vision_tower": "lora", "projector": "full", "language_model": "lora"},
+        "dataset": {"name": "synth", "split": "train", "seed": 0, "n": 4000, "fingerprint": "f00d"},
         "note": "Synthetic faces only.",
     }
     (folder / "vlmface.json").write_text(json.dumps(manifest), encoding="utf-8")

@@ -38,45 +38,58 @@ SHARED = {
     "max_grad_norm": 1e9,
 }
 SFT = {"train_embeddings": "false", "cache_features": "false", "max_new_tokens": 1}
-LORA = SFT | {"tower": "lora", "projector": "full", "llm": "lora", "lora_dropout": 0}
-FULL = SFT | {"tower": "full", "projector": "full", "llm": "full"}
-VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: context}]"
+LORA = SFT | {
+    "vision_tower": "lora",
+    "projector": "full",
+    "language_model": "lora",
+    "lora_dropout": 0,
+}
+FULL = SFT | {"vision_tower": "full", "projector": "full", "language_model": "full"}
+VIEWS = "[{size: 32, margin: 0.1, view: face}, {size: 32, margin: 0.1, view: face_masked}]"
 CLIP = {"augment": "none"}
-CAER = CLIP | {"model": "clip-caer", "select": "last", "validation_split": None}
-TABLE = CLIP | {"data": "table", "data_root": "TABLE"}
+CAER = CLIP | {"model": "clip-caer", "checkpoint_selection": "last", "validation_split": None}
+TABLE = CLIP | {"dataset": "table", "dataset_root": "TABLE"}
 GRPO = {
-    "start": "BASE",
+    "init_from": "BASE",
     "prompt": "face_cot",
-    "group_size": 4,
+    "num_generations": 4,
     "max_steps": 1,
     "max_new_tokens": 12,
     "epochs": None,
-    "rewards": "{repetition: 1, brevity: {words: 4}}",
-    "llm": "full",
+    "rewards": "{repetition: 1, length_penalty: {words: 4}}",
+    "language_model": "full",
     "projector": "full",
     "cache_features": "false",
-    "max_drift": 1,
+    "max_logprob_drift": 1,
 }
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft_cot full": ("sft_cot", FULL),
     "sft_cot lora": ("sft_cot", LORA),
     "sft_attributes": ("sft_attributes", LORA),
-    "context_vlm": ("context_emotion", FULL | {"crop": VIEWS}),
+    "context_vlm": ("context_emotion", FULL | {"views": VIEWS}),
     "context_clip": ("context_emotion", CAER),
     "context_clip full": (
         "context_emotion",
-        CAER | {"image": "full", "text": "full"},
+        CAER | {"image_tower": "full", "text_tower": "full"},
     ),
     "clip lora": ("clip_finetune", CLIP),
-    "clip full": ("clip_finetune", CLIP | {"image": "full", "text": "full"}),
-    "clip probe": ("clip_finetune", CLIP | {"image": "frozen", "text": "frozen", "head": "linear"}),
-    "clip prompts": ("clip_finetune", CLIP | {"text": "prompts", "image": "frozen"}),
-    "clip adapters": ("clip_finetune", CLIP | {"image": "adapters"}),
+    "clip full": ("clip_finetune", CLIP | {"image_tower": "full", "text_tower": "full"}),
+    "clip probe": (
+        "clip_finetune",
+        CLIP | {"image_tower": "frozen", "text_tower": "frozen", "head": "linear"},
+    ),
+    "clip prompts": ("clip_finetune", CLIP | {"text_tower": "prompts", "image_tower": "frozen"}),
+    "clip adapters": ("clip_finetune", CLIP | {"image_tower": "adapters"}),
     "clip time": (
         "clip_finetune",
         CLIP
-        | {"config": "clip_temporal_tiny", "frames": 4, "validation_split": None, "select": "last"},
+        | {
+            "config": "clip_temporal_tiny",
+            "num_frames": 4,
+            "validation_split": None,
+            "checkpoint_selection": "last",
+        },
     ),
     "clip balanced": ("clip_finetune", TABLE | {"class_weights": "balanced"}),
     "clip effective ldam": (
@@ -93,11 +106,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "clip_finetune",
         CLIP
         | {
-            "data": "emotic",
-            "data_root": "EMOTIC",
+            "dataset": "emotic",
+            "dataset_root": "EMOTIC",
             "benchmark": "emotic",
             "prompt": "clip_emotic",
-            "crop": "{size: 32, show: person}",
+            "views": "[{size: 32, view: person}]",
             "class_weights": "balanced",
             "each": 1,
             "n_train": 2,
@@ -110,12 +123,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip_captions full": ("clip_captions", CLIP | {"n_eval": None, "n_probe": 8}),
     "clip_captions lora": (
         "clip_captions",
-        CLIP | {"n_eval": None, "n_probe": 8, "image": "lora", "text": "lora"},
+        CLIP | {"n_eval": None, "n_probe": 8, "image_tower": "lora", "text_tower": "lora"},
     ),
     "clip_captions frozen image": (
         "clip_captions",
         CLIP
-        | {"n_eval": None, "n_probe": 8, "image": "frozen", "learning_rates": "{scale: 0.0005}"},
+        | {
+            "n_eval": None,
+            "n_probe": 8,
+            "image_tower": "frozen",
+            "learning_rates": "{scale: 0.0005}",
+        },
     ),
     **{
         f"grpo {kind}": ("grpo", GRPO | {"loss_type": kind})
@@ -231,7 +249,7 @@ def words(case: str, names: dict[str, Path], processes: int, out: Path) -> list[
     of_clip = recipe.startswith("clip") or changes.get("model") == "clip-caer"
     settings: dict[str, Any] = dict(SHARED)
     if recipe != "grpo":
-        settings["base"] = names["CLIP" if of_clip else "BASE"]
+        settings["base_model"] = names["CLIP" if of_clip else "BASE"]
     settings |= changes | {"output_dir": out}
     settings["batch_size"] = 2 * settings.pop("each", EACH) // processes
     config = settings.pop("config", None)

@@ -75,7 +75,7 @@ def build_base(folder: Path) -> Path:
 
 
 def words(base: Path, output_dir: Path) -> list[str]:
-    settings = SETTINGS | {"base": base, "output_dir": output_dir}
+    settings = SETTINGS | {"base_model": base, "output_dir": output_dir}
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 

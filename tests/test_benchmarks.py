@@ -162,7 +162,7 @@ def evaluate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: 
     protocol = tmp_path / "protocol.yaml"
     fields = {k: v for k, v in dataclasses.asdict(benchmark).items() if v is not None}
     protocol.write_text(yaml.safe_dump(fields), encoding="utf-8")
-    words = ["--benchmark", str(protocol), "--data_root", str(tmp_path / "data")]
+    words = ["--benchmark", str(protocol), "--dataset_root", str(tmp_path / "data")]
     words += ["--model", "scripted", "--output_dir", str(tmp_path / "out"), "--batch_size", "4"]
     assert evaluation.main(words) == 0
     assert "<html" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

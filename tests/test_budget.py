@@ -138,7 +138,7 @@ def test_a_run_shows_images_as_its_training_did(
     qwen: Path, sft_cot: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rendered faces of 96 x 96 pixels take 144 tokens."""
-    words = ["--base", str(qwen), "--n_train", "8", "--n_eval", "2", "--epochs", "1"]
+    words = ["--base_model", str(qwen), "--n_train", "8", "--n_eval", "2", "--epochs", "1"]
     probe, _ = encoded(rows((96, 96)), qwen_vl.load_processor(qwen), qwen_vl, 10**6)
     limit = probe["length"][0] - 30
     assert sft_cot(tmp_path, *words, "--max_length", str(limit)) == 0

@@ -35,7 +35,9 @@ def test_untrained_adapters_change_nothing(frames):
     clip = tiny_clip.build()
     shown = squares(clip, 2, 2 * frames)
     before = clip.image_features(shown.flatten(0, 1))
-    shape = ClassifierConfig(image="adapters", views=2, frames=frames, time="mean")
+    shape = ClassifierConfig(
+        image_tower="adapters", num_views=2, num_frames=frames, temporal="mean"
+    )
     model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     # Up to rounding: on some processors a layer with an adapter adds its sums in another order.
     torch.testing.assert_close(clip.image_features(shown.flatten(0, 1)), before, atol=1e-6, rtol=0)
@@ -45,17 +47,19 @@ def test_untrained_adapters_change_nothing(frames):
 
 def test_only_adapters_are_trained_of_the_tower():
     model = Classifier(
-        tiny_clip.build(), label_texts.load("clip_emotion"), ClassifierConfig(image="adapters")
+        tiny_clip.build(),
+        label_texts.load("clip_emotion"),
+        ClassifierConfig(image_tower="adapters"),
     )
     names = checkpoint.names(model)
     blocks = len(model.model.visual.transformer.resblocks)
     assert len(names) == blocks * 2 * 4
-    assert all(".adapters." in name and part_of(name) == "image" for name in names)
+    assert all(".adapters." in name and part_of(name) == "image_tower" for name in names)
 
 
 def test_frames_of_a_clip_see_each_other_and_other_clips_do_not():
     clip = tiny_clip.build()
-    shape = ClassifierConfig(image="adapters", views=2, frames=3, time="mean")
+    shape = ClassifierConfig(image_tower="adapters", num_views=2, num_frames=3, temporal="mean")
     model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     wake(model)
     shown = squares(clip, 2, 6)
@@ -68,7 +72,7 @@ def test_frames_of_a_clip_see_each_other_and_other_clips_do_not():
 
 def test_batches_and_single_rows_are_equal():
     clip = tiny_clip.build()
-    shape = ClassifierConfig(image="adapters", frames=3, time="transformer")
+    shape = ClassifierConfig(image_tower="adapters", num_frames=3, temporal="transformer")
     model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     wake(model)
     shown = squares(clip, 3, 3)
@@ -86,15 +90,15 @@ def test_training_moves_them_and_a_run_keeps_them(tmp_path):
         ]
     )
     settings = Settings(
-        base="tiny",
-        data="synth",
+        base_model="tiny",
+        dataset="synth",
         benchmark="synth",
         prompt="clip_emotion",
-        limits="",
+        limitations="",
         output_dir=str(tmp_path),
-        image="adapters",
-        frames=2,
-        time="mean",
+        image_tower="adapters",
+        num_frames=2,
+        temporal="mean",
         epochs=4,
         batch_size=8,
         learning_rate=3e-3,
@@ -116,6 +120,6 @@ def test_training_moves_them_and_a_run_keeps_them(tmp_path):
 def test_towers_of_other_make_are_refused():
     clip = tiny_clip.build()
     clip.model.visual.transformer = torch.nn.Identity()
-    with pytest.raises(UserError, match="image is adapters, but the image tower"):
+    with pytest.raises(UserError, match="image_tower is adapters, but the image tower"):
         add_adapters(clip, 1)
     assert not any(isinstance(one, Adapted) for one in clip.model.visual.modules())

@@ -43,10 +43,10 @@ def runs(root, tmp_path_factory) -> Path:
     main = load_script("recipes/context_emotion.py").main
     words = {
         "config": "clip_caer_raer",
-        "base": "vlmface-clip-tiny",
-        "data_root": root,
-        "frames": 4,
-        "data_options": "{frames: 4}",
+        "base_model": "vlmface-clip-tiny",
+        "dataset_root": root,
+        "num_frames": 4,
+        "dataset_options": "{num_frames: 4}",
         "epochs": 2,
         "milestones": "[1]",
         "batch_size": 2,
@@ -62,8 +62,8 @@ def runs(root, tmp_path_factory) -> Path:
 
 def test_what_a_run_leaves_behind(runs):
     found, (texts,) = manifest.load(runs / "both")
-    assert (found.recipe, found.frames, texts.id) == ("context_emotion", 4, "clip_raer")
-    assert [view.show for view in crops.parse_views(found.crop)] == ["face", "person"]
+    assert (found.recipe, found.num_frames, texts.id) == ("context_emotion", 4, "clip_raer")
+    assert [view.view for view in crops.parse_views(found.views)] == ["face", "person"]
     shape = found.clip_classifier
     assert (shape["views"], shape["frames"], shape["time"]) == (2, 4, "transformer")
     assert (shape["text"], shape["class_specific"]) == ("prompts", True)
@@ -81,7 +81,7 @@ def test_a_run_answers_as_it_was_evaluated(runs, root):
     answers = answering.read_lines(runs / "both" / "predictions.jsonl")
     found, _ = manifest.load(runs / "both")
     benchmark = benchmarks.load_benchmark("raer")
-    rows = benchmarks.load_rows(benchmark, str(root), None, crops.parse_views(found.crop), 4)
+    rows = benchmarks.load_rows(benchmark, str(root), None, crops.parse_views(found.views), 4)
     assert [len(row["images"]) for row in rows] == [8, 8]
     pictures = [open_images(row) for row in rows]
     model = ClipModel.load(runs / "both")
@@ -99,8 +99,8 @@ def test_a_run_answers_as_it_was_evaluated(runs, root):
 
 
 def test_ablation_compares_face_person_and_both(runs):
-    assert manifest.load(runs / "face")[0].clip_classifier["views"] == 1
-    assert manifest.load(runs / "scene")[0].clip_classifier["views"] == 1
+    assert manifest.load(runs / "face")[0].clip_classifier["num_views"] == 1
+    assert manifest.load(runs / "scene")[0].clip_classifier["num_views"] == 1
     table = (runs / "ablation.md").read_text()
     for name in ("face only", "context only", "both"):
         assert f"| {name} |" in table
@@ -115,12 +115,12 @@ def test_an_ablation_needs_a_view_of_each(root, tmp_path):
             [
                 "--config",
                 "clip_caer_raer",
-                "--base",
+                "--base_model",
                 "vlmface-clip-tiny",
-                "--data_root",
+                "--dataset_root",
                 str(root),
-                "--crop",
-                "[{show: boxed}, {show: scene}]",
+                "--views",
+                "[{view: face_boxed}, {view: scene}]",
                 "--ablation",
                 "true",
                 "--output_dir",

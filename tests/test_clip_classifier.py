@@ -42,13 +42,13 @@ def _shaken(classifier: Classifier) -> Classifier:
 
 def _settings(**changes: object) -> Settings:
     known: dict = {
-        "base": "x",
-        "data": "synth",
+        "base_model": "x",
+        "dataset": "synth",
         "benchmark": "synth",
         "prompt": "clip_emotion",
-        "limits": "",
+        "limitations": "",
         "output_dir": "x",
-        "image": "lora",
+        "image_tower": "lora",
     }
     return Settings(**(known | changes))
 
@@ -68,15 +68,15 @@ def test_zero_shot_is_open_clips(clip_base: Path) -> None:
 
 
 POLICIES = [
-    {"image": "lora", "text": "lora"},
-    {"image": "lora", "text": "full"},
-    {"image": "full"},
-    {"text": "prompts"},
-    {"text": "prompts", "class_specific": True},
+    {"image_tower": "lora", "text_tower": "lora"},
+    {"image_tower": "lora", "text_tower": "full"},
+    {"image_tower": "full"},
+    {"text_tower": "prompts"},
+    {"text_tower": "prompts", "class_specific": True},
     {"head": "linear"},
-    {"image": "lora", "affect": "linear"},
-    {"image": "lora", "affect": "graph"},
-    {"views": 2, "frames": 3, "time": "transformer"},
+    {"image_tower": "lora", "affect": "linear"},
+    {"image_tower": "lora", "affect": "graph"},
+    {"num_views": 2, "num_frames": 3, "temporal": "transformer"},
 ]
 
 
@@ -85,24 +85,24 @@ def test_only_what_the_policy_says_is_trained(shape: dict, clip_base: Path) -> N
     one = _classifier(clip_base, **shape)
     parts = {part_of(name) for name in checkpoint.names(one)}
     expected = set()
-    if shape.get("image") in ("lora", "full"):
-        expected.add("image")
-    if shape.get("text") in ("lora", "full"):
-        expected.add("text")
-    if shape.get("text") == "prompts":
+    if shape.get("image_tower") in ("lora", "full"):
+        expected.add("image_tower")
+    if shape.get("text_tower") in ("lora", "full"):
+        expected.add("text_tower")
+    if shape.get("text_tower") == "prompts":
         expected.add("prompts")
     if shape.get("head") == "linear":
         expected.add("head")
     if shape.get("affect"):
         expected.add("affect")
-    if shape.get("views"):
-        expected |= {"time", "fusion"}
+    if shape.get("num_views"):
+        expected |= {"temporal", "fusion"}
     assert parts == expected
 
 
 @pytest.mark.parametrize("shape", POLICIES, ids=str)
 def test_trained_weights_are_the_whole_difference(shape: dict, clip_base: Path) -> None:
-    pictures = shape.get("views", 1) * shape.get("frames", 1)
+    pictures = shape.get("num_views", 1) * shape.get("num_frames", 1)
     squares = SQUARES.repeat(1, pictures, 1, 1, 1)
     tuned = _shaken(_classifier(clip_base, **shape))
     fresh = _classifier(clip_base, **shape)
@@ -116,7 +116,7 @@ def test_trained_weights_are_the_whole_difference(shape: dict, clip_base: Path) 
 
 @pytest.mark.parametrize("shape", POLICIES, ids=str)
 def test_wise_ends_are_the_base_and_the_tuned_model(shape: dict, clip_base: Path) -> None:
-    squares = SQUARES.repeat(1, shape.get("views", 1) * shape.get("frames", 1), 1, 1, 1)
+    squares = SQUARES.repeat(1, shape.get("num_views", 1) * shape.get("num_frames", 1), 1, 1, 1)
     one = _classifier(clip_base, **shape)
     start, base = checkpoint.trained_state(one), one.answer(squares)[0]
     tuned = _shaken(one).answer(squares)[0]
@@ -132,7 +132,7 @@ def test_wise_ends_are_the_base_and_the_tuned_model(shape: dict, clip_base: Path
 
 
 def test_merged_lora_is_the_adapter(clip_base: Path) -> None:
-    one = _shaken(_classifier(clip_base, image="lora", text="lora"))
+    one = _shaken(_classifier(clip_base, image_tower="lora", text_tower="lora"))
     before = one.answer(SQUARES)[0]
     assert not torch.allclose(before, _classifier(clip_base).answer(SQUARES)[0], atol=1e-3)
     one.merge()
@@ -142,7 +142,7 @@ def test_merged_lora_is_the_adapter(clip_base: Path) -> None:
 
 
 def test_lora_reaches_attention_and_mlp_and_leaves_the_base_as_it_is(clip_base: Path) -> None:
-    one = _classifier(clip_base, image="lora")
+    one = _classifier(clip_base, image_tower="lora")
     adapted = {name.split(".lora_")[0] for name in checkpoint.names(one)}
     assert adapted == {
         f"model.visual.transformer.resblocks.{block}.{part}"
@@ -180,9 +180,9 @@ def test_pefts_own_layer_for_attention_is_still_wrong(clip_base: Path) -> None:
 
 
 def test_label_features_are_kept_only_while_they_hold(clip_base: Path) -> None:
-    frozen = _classifier(clip_base, image="lora").train()
+    frozen = _classifier(clip_base, image_tower="lora").train()
     assert frozen.label_features() is frozen.label_features()
-    learning = _classifier(clip_base, text="lora").train()
+    learning = _classifier(clip_base, text_tower="lora").train()
     first = learning.label_features()
     assert first.requires_grad and learning.label_features() is not first
     learning.eval()
@@ -193,7 +193,7 @@ def test_label_features_are_kept_only_while_they_hold(clip_base: Path) -> None:
 
 
 def test_a_model_that_has_answered_can_still_be_trained(clip_base: Path) -> None:
-    one = _classifier(clip_base, image="lora")
+    one = _classifier(clip_base, image_tower="lora")
     one.answer(SQUARES)
     one.train()(SQUARES)["logits"].sum().backward()
     assert all(p.grad is not None for p in one.parameters() if p.requires_grad)
@@ -208,15 +208,15 @@ def test_learnt_contexts_start_as_their_words(clip_base: Path) -> None:
     from vlmface.clip.contexts import START
 
     words = len(START.split())
-    one = _classifier(clip_base, text="prompts", contexts=words)
+    one = _classifier(clip_base, text_tower="prompts", num_context_tokens=words)
     said = [f"{START} {text}" for found in one.texts.positive.values() for text in found]
     with torch.no_grad():
         assert one.contexts is not None
         assert torch.allclose(
             one.contexts(), one.clip.text_features(one.clip.tokens(said)), atol=1e-5
         )
-    with pytest.raises(UserError, match="take fewer contexts"):
-        _classifier(clip_base, text="prompts", contexts=75)
+    with pytest.raises(UserError, match="set num_context_tokens lower"):
+        _classifier(clip_base, text_tower="prompts", num_context_tokens=75)
 
 
 def test_negatives_count_against_a_label(clip_base: Path) -> None:
@@ -232,16 +232,16 @@ def test_negatives_count_against_a_label(clip_base: Path) -> None:
 
 
 def test_several_labels_have_chances_of_their_own(clip_base: Path) -> None:
-    one = _shaken(_classifier(clip_base, "clip_emotic", image="lora"))
+    one = _shaken(_classifier(clip_base, "clip_emotic", image_tower="lora"))
     shares = one.answer(SQUARES)[0]
     assert shares.shape == (5, 26) and ((shares > 0) & (shares < 1)).all()
     assert not torch.allclose(shares.sum(-1), torch.ones(5))
 
 
 def test_frames_need_a_way_to_become_one(clip_base: Path) -> None:
-    with pytest.raises(UserError, match="time is none"):
-        _classifier(clip_base, frames=4)
-    mean = _classifier(clip_base, frames=4, time="mean")
+    with pytest.raises(UserError, match="temporal is none"):
+        _classifier(clip_base, num_frames=4)
+    mean = _classifier(clip_base, num_frames=4, temporal="mean")
     still = SQUARES.repeat(1, 4, 1, 1, 1)
     assert torch.allclose(
         mean.answer(still)[0], _classifier(clip_base).answer(SQUARES)[0], atol=1e-6
@@ -249,7 +249,7 @@ def test_frames_need_a_way_to_become_one(clip_base: Path) -> None:
 
 
 def test_views_start_as_their_mean(clip_base: Path) -> None:
-    both = _classifier(clip_base, views=2)
+    both = _classifier(clip_base, num_views=2)
     pair = torch.stack([SQUARES[:, 0], SQUARES[:, 0].flip(-1)], 1)
     with torch.no_grad():
         features = both.image_features(pair)
@@ -260,31 +260,33 @@ def test_views_start_as_their_mean(clip_base: Path) -> None:
 
 @pytest.mark.parametrize("kind", list(AFFECT_HEADS))
 def test_affect_is_read_within_its_range(kind: str, clip_base: Path) -> None:
-    one = _classifier(clip_base, affect=kind, image="lora")
+    one = _classifier(clip_base, affect=kind, image_tower="lora")
     shares, affect = one.answer(SQUARES)
     assert affect is not None and affect.shape == (5, 2) and affect.abs().max() <= 1
     # Labels begin where they would be without the head.
     assert torch.allclose(shares, _classifier(clip_base).answer(SQUARES)[0], atol=1e-5)
     told = _shaken(one).answer(SQUARES)[0]
-    other = _shaken(_classifier(clip_base, affect="linear", image="lora")).answer(SQUARES)[0]
+    other = _shaken(_classifier(clip_base, affect="linear", image_tower="lora")).answer(SQUARES)[0]
     assert torch.allclose(told, other, atol=1e-4) is (kind == "linear")
 
 
 def test_weights_of_another_model_are_refused(clip_base: Path) -> None:
-    state = checkpoint.trained_state(_classifier(clip_base, image="lora"))
+    state = checkpoint.trained_state(_classifier(clip_base, image_tower="lora"))
     with pytest.raises(UserError, match="do not fit the model: missing"):
-        checkpoint.load_trained(_classifier(clip_base, image="full"), state, "here")
+        checkpoint.load_trained(_classifier(clip_base, image_tower="full"), state, "here")
     with pytest.raises(UserError, match="expected"):
-        checkpoint.load_trained(_classifier(clip_base, image="lora", lora_rank=4), state, "here")
+        checkpoint.load_trained(
+            _classifier(clip_base, image_tower="lora", lora_rank=4), state, "here"
+        )
 
 
 # --- rates ----------------------------------------------------------------------------------------
 
 
 def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
-    one = _classifier(clip_base, image="full", text="full", head="linear")
+    one = _classifier(clip_base, image_tower="full", text_tower="full", head="linear")
     settings = _settings(
-        image="full",
+        image_tower="full",
         learning_rate=1.0,
         layer_decay=0.5,
         weight_decay=0.1,
@@ -306,13 +308,13 @@ def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image": "frozen"}, "nothing would be trained"),
-        ({"learning_rates": {"tower": 1.0}}, "learning_rates has tower"),
+        ({"image_tower": "frozen"}, "nothing would be trained"),
+        ({"learning_rates": {"vision_tower": 1.0}}, "learning_rates has vision_tower"),
         ({"layer_decay": 0.0}, "layer_decay"),
-        ({"wise_alpha": "auto"}, "set validation_share"),
-        ({"wise_alpha": "best"}, "at least 0 and at most 1 or auto"),
-        ({"wise_alpha": 2.0}, "at least 0 and at most 1 or auto"),
-        ({"schedule": "steps"}, "milestones .* is empty"),
+        ({"wise_ft_alpha": "auto"}, "set validation_share"),
+        ({"wise_ft_alpha": "best"}, "at least 0 and at most 1 or auto"),
+        ({"wise_ft_alpha": 2.0}, "at least 0 and at most 1 or auto"),
+        ({"lr_scheduler": "steps"}, "milestones .* is empty"),
         ({"save_steps": 15}, "must be a multiple of logging_steps"),
         ({"validation_share": 0.95}, "validation_share"),
     ],
@@ -320,4 +322,4 @@ def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
 def test_settings_that_cannot_work_are_refused(changes: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         _settings(**changes).check()
-    replace(_settings(), image="frozen", text="frozen", head="linear").check()
+    replace(_settings(), image_tower="frozen", text_tower="frozen", head="linear").check()

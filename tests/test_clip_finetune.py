@@ -35,7 +35,7 @@ def finetune(clip_base: Path) -> Any:
 
     def run(output_dir: Path, **changes: object) -> Path:
         words: dict[str, object] = {
-            "base": clip_base,
+            "base_model": clip_base,
             "output_dir": output_dir,
             "n_train": 48,
             "n_eval": 24,
@@ -69,7 +69,7 @@ def test_a_run_holds_what_it_says(done: Path, clip_base: Path) -> None:
     assert scores["before"]["n"] == scores["after"]["n"] == 24
     assert scores["after"]["parse"]["strict"] == 1
     found, (asked,) = manifest.load(done)
-    assert found.family == manifest.CLIP and found.base["id"] == str(clip_base)
+    assert found.family == manifest.CLIP and found.base_model["id"] == str(clip_base)
     assert asked.sha == label_texts.load("clip_emotion").sha
     lines = answering.read_lines(done / "predictions.jsonl")
     for line in lines:
@@ -111,7 +111,7 @@ def test_resumed_is_uninterrupted(augment: str, finetune: Finetune, tmp_path: Pa
 def test_cached_features_are_uncached_ones(
     finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = {"image": "frozen", "text": "frozen", "head": "linear", "augment": "none"}
+    words = {"image_tower": "frozen", "text_tower": "frozen", "head": "linear", "augment": "none"}
     cached = finetune(tmp_path / "cached", **words)
     from vlmface.train.clip import trainer as clip_train
 
@@ -141,7 +141,7 @@ def test_a_run_answers_as_it_did_when_it_was_trained(done: Path) -> None:
 def test_evaluated_later_it_scores_the_same(done: Path, tmp_path: Path) -> None:
     out = tmp_path / "eval"
     words = ["--benchmark", "synth", "--model", str(done), "--n", "24", "--output_dir", str(out)]
-    assert evaluate([*words, "--mode", "both"]) == 0
+    assert evaluate([*words, "--scoring", "both"]) == 0
     scores = json.loads((out / "metrics.json").read_text())
     after = json.loads((done / "metrics.json").read_text())["after"]
     for name in ("accuracy", "uar", "f1_macro"):
@@ -174,7 +174,12 @@ def test_the_predictor_takes_it(done: Path) -> None:
 def clips_run(finetune: Finetune, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is shown four frames of each row: of synth's, four times the one picture."""
     folder = tmp_path_factory.mktemp("clip") / "clips"
-    words = {"image": "frozen", "text": "frozen", "time": "transformer", "frames": 4}
+    words = {
+        "image_tower": "frozen",
+        "text_tower": "frozen",
+        "temporal": "transformer",
+        "num_frames": 4,
+    }
     return finetune(folder, augment="none", n_eval=8, epochs=1, **words)
 
 
@@ -213,19 +218,19 @@ def test_a_video_is_answered_by_the_command(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"text": "prompts", "image": "frozen"},
+        {"text_tower": "prompts", "image_tower": "frozen"},
         {
-            "image": "full",
+            "image_tower": "full",
             "layer_decay": 0.7,
             "optimizer": "sgd",
             "learning_rate": 0.01,
-            "schedule": "steps",
+            "lr_scheduler": "steps",
             "milestones": "1",
             "epochs": 2,
         },
         {"head": "linear", "margins": "ldam", "class_weights": "effective"},
         {"affect": "graph", "label_smoothing": 0.0},
-        {"prompt": "clip_signs_contrast", "negative_weight": 0.3, "text": "frozen"},
+        {"prompt": "clip_signs_contrast", "negative_weight": 0.3, "text_tower": "frozen"},
     ],
     ids=str,
 )
@@ -251,11 +256,11 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
     )
     run_dir = finetune(
         tmp_path / "run",
-        data="emotic",
-        data_root=tmp_path / "data",
+        dataset="emotic",
+        dataset_root=tmp_path / "data",
         prompt="clip_emotic",
         benchmark=tmp_path / "seen.yaml",
-        crop="{size: 32, margin: 0.0}",
+        views="[{size: 32, margin: 0.0}]",
         n_train="null",
         n_eval="null",
         epochs=300,
@@ -264,8 +269,8 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
         label_smoothing=0.0,
         augment="none",
         save_steps=500,
-        image="frozen",
-        text="frozen",
+        image_tower="frozen",
+        text_tower="frozen",
         head="linear",
     )
     scores = json.loads((run_dir / "metrics.json").read_text())
@@ -280,12 +285,12 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
 
 
 def test_wise_alpha_is_chosen_on_held_out_people(finetune: Finetune, tmp_path: Path) -> None:
-    run_dir = finetune(tmp_path / "run", n_eval=8, validation_share=0.3, wise_alpha="auto")
+    run_dir = finetune(tmp_path / "run", n_eval=8, validation_share=0.3, wise_ft_alpha="auto")
     found = json.loads((run_dir / "metrics.json").read_text())["train"]
     assert found["n"] < 48
     best = max(found["wise"]["uar"].values())
     assert found["wise"]["uar"][f"{found['wise']['alpha']:g}"] == best
-    base_only = finetune(tmp_path / "zero", n_eval=8, wise_alpha=0.0)
+    base_only = finetune(tmp_path / "zero", n_eval=8, wise_ft_alpha=0.0)
     before, after = (
         answering.read_lines(base_only / name)
         for name in ("predictions_before.jsonl", "predictions.jsonl")
@@ -312,8 +317,10 @@ def test_what_does_not_fit_is_refused(done: Path, finetune: Finetune, tmp_path: 
         ClipModel.load(done).predict([[None, None]], preprocessed=True)
     with pytest.raises(UserError, match="was trained with prompt clip_emotion"):
         ClipModel.load(done, prompt="face_cot")
-    prompts_run = finetune(tmp_path / "p", text="prompts", image="frozen", n_eval=8, epochs=1)
-    with pytest.raises(UserError, match="text: prompts"):
+    prompts_run = finetune(
+        tmp_path / "p", text_tower="prompts", image_tower="frozen", n_eval=8, epochs=1
+    )
+    with pytest.raises(UserError, match="text_tower: prompts"):
         clip_run.export(prompts_run, tmp_path / "out")
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -340,7 +347,7 @@ def captions(clip_base: Path) -> Any:
 
     def run(output_dir: Path, **changes: object) -> Path:
         words: dict[str, object] = {
-            "base": clip_base,
+            "base_model": clip_base,
             "output_dir": output_dir,
             "n_train": 32,
             "n_probe": 40,
@@ -349,7 +356,7 @@ def captions(clip_base: Path) -> Any:
             "logging_steps": 1,
             "save_steps": 1,
             "warmup_steps": 0,
-            "data_options": "{}",
+            "dataset_options": "{}",
         } | changes
         assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
         return output_dir
@@ -361,7 +368,7 @@ def captions(clip_base: Path) -> Any:
 def test_captions_train_both_towers_and_resume(
     policy: str, captions: Finetune, clip_base: Path, tmp_path: Path
 ) -> None:
-    whole = captions(tmp_path / "whole", image=policy, text=policy)
+    whole = captions(tmp_path / "whole", image_tower=policy, text_tower=policy)
     scores = json.loads((whole / "metrics.json").read_text())
     assert scores["train"]["steps"] == 4 and scores["train"]["captions"] > 32
     assert set(scores["probes"]["after"]) == {"gender", "age_group", "race", "emotion", "au"}
@@ -371,10 +378,10 @@ def test_captions_train_both_towers_and_resume(
     for tower in ("visual.", "transformer."):
         changed = [n for n in ours if n.startswith(tower) and not torch.equal(ours[n], base[n])]
         assert changed
-    broken = captions(tmp_path / "broken", image=policy, text=policy)
+    broken = captions(tmp_path / "broken", image_tower=policy, text_tower=policy)
     for name in ("metrics.json", model.WEIGHTS, model.CONFIG, "checkpoints/checkpoint-4/complete"):
         (broken / name).unlink()
-    captions(broken, image=policy, text=policy)
+    captions(broken, image_tower=policy, text_tower=policy)
     again = model.load_clip(broken).model.state_dict()
     assert all(torch.equal(again[name], ours[name]) for name in ours)
 

@@ -37,7 +37,7 @@ def settings(folder, **changes) -> Settings:
     file = config.find("clip_temporal_tiny")
     values = config.read(file) | {
         "output_dir": str(folder),
-        "frames": FRAMES,
+        "num_frames": FRAMES,
         "epochs": 6,
         "batch_size": 32,
         "learning_rate": 2e-3,
@@ -94,12 +94,15 @@ def test_where_a_frame_says_all_there_is_no_difference(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": "lora"}, "found image is lora"),
-        ({"time": "mean"}, "found time is mean"),
-        ({"frames": 1}, "frames 1, 1 view"),
+        ({"image_tower": "lora"}, "found image_tower is lora"),
+        ({"temporal": "mean"}, "found temporal is mean"),
+        ({"num_frames": 1}, "num_frames 1, 1 view"),
         ({"augment": "flip"}, "augment is flip"),
-        ({"crop": [{"size": 96}, {"size": 96, "show": "scene"}]}, r"2 view\(s\)"),
-        ({"validation_split": None, "select": "last"}, "are chosen on validation_split: name one"),
+        ({"views": [{"size": 96}, {"size": 96, "view": "scene"}]}, r"2 view\(s\)"),
+        (
+            {"validation_split": None, "checkpoint_selection": "last"},
+            "are chosen on validation_split: name one",
+        ),
     ],
 )
 def test_other_settings_are_refused(tmp_path, changes, message):

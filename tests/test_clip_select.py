@@ -37,20 +37,20 @@ def clips(n: int, seed: int, frames: int):
 
 def chosen(folder, **changes) -> Settings:
     values = {
-        "base": "tiny",
-        "data": "synth",
+        "base_model": "tiny",
+        "dataset": "synth",
         "benchmark": "synth",
         "prompt": "clip_emotion",
         "output_dir": str(folder),
-        "frames": 3,
-        "time": "transformer",
+        "num_frames": 3,
+        "temporal": "transformer",
         "validation_share": 0.1,
-        "select": "best",
+        "checkpoint_selection": "best",
         "epochs": 5,
         "batch_size": 8,
         "optimizer": "adamw",
         "learning_rate": 1e-3,
-        "schedule": "constant",
+        "lr_scheduler": "constant",
         "logging_steps": 1,
         "save_steps": 1,
         "eval_batch_size": 7,
@@ -102,11 +102,11 @@ def test_best_epoch_is_kept(tmp_path, rows, whole):
     assert held.features is not None  # the second time they are at hand
     assert held.uar() == pytest.approx(max(scores))
 
-    shorter = chosen(tmp_path / "b", epochs=float(best + 1), select="last")
+    shorter = chosen(tmp_path / "b", epochs=float(best + 1), checkpoint_selection="last")
     until, found = trained_run(shorter, rows[0])
     assert "selected" not in found
     assert equal(model, until)
-    last, _ = trained_run(chosen(tmp_path / "c", select="last"), rows[0])
+    last, _ = trained_run(chosen(tmp_path / "c", checkpoint_selection="last"), rows[0])
     assert not equal(model, last)
 
 
@@ -127,14 +127,16 @@ def test_resumed_run_keeps_the_same_epoch(tmp_path, rows, whole, step):
 
 
 def test_without_held_out_rows_there_is_no_best(tmp_path, rows):
-    with pytest.raises(UserError, match="select is best, but there are no held-out rows"):
+    with pytest.raises(
+        UserError, match="checkpoint_selection is best, but there are no held-out rows"
+    ):
         trained_run(chosen(tmp_path), rows[0])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation_share": 0.0}, r"select is best.*set validation_share"),
+        ({"validation_share": 0.0}, r"checkpoint_selection is best.*set validation_share"),
         ({"validation_share": 0.0, "validation_split": "test"}, "validation_split is test, but"),
         ({"validation_share": 0.0, "validation_split": "train"}, "validation_split is train, but"),
         ({"validation_split": "validation"}, "set one of them"),

@@ -81,7 +81,7 @@ def caer() -> tuple[Classifier, Settings]:
     chosen = config.build(ContextSettings, config.read(file), where=file.name)
     chosen.check()
     torch.manual_seed(0)
-    name = chosen.base.partition("/")[0]
+    name = chosen.base_model.partition("/")[0]
     model = open_clip.create_model(name, force_quick_gelu=True)
     with torch.no_grad():
         model.logit_scale.fill_(100.0).log_()  # as in OpenAI's weights
@@ -92,9 +92,9 @@ def caer() -> tuple[Classifier, Settings]:
             "model_cfg": open_clip.get_model_config(name),
             "preprocess_cfg": open_clip.get_model_preprocess_cfg(model),
         },
-        chosen.base,
+        chosen.base_model,
     )
-    shape = chosen.shape(len(crops.parse_views(chosen.crop)))
+    shape = chosen.shape(len(crops.parse_views(chosen.views)))
     return Classifier(clip, label_texts.load(chosen.prompt), shape), chosen
 
 
@@ -123,8 +123,8 @@ def test_clip_caer_trains_what_was_published_at_its_rates(caer):
     one += 2 * 2 * 512 + 512 * 1536 + 512 * 512 + 512  # norms, attention
     one += 512 * 1024 + 1024 + 1024 * 512 + 512
     assert sizes == {
-        "image": 87_849_216,
-        "time": 2 * one,
+        "image_tower": 87_849_216,
+        "temporal": 2 * one,
         "fusion": 1024 * 512 + 512,
         "prompts": 5 * 8 * 512,
     }
@@ -134,17 +134,17 @@ def test_clip_caer_trains_what_was_published_at_its_rates(caer):
         rates[group["lr"]] = rates.get(group["lr"], 0) + sum(p.numel() for p in group["params"])
         decays.add((group["weight_decay"], *{p.ndim >= 2 for p in group["params"]}))
     assert rates == {
-        1e-5: sizes["image"] + sizes["fusion"],
-        1e-2: sizes["time"],
+        1e-5: sizes["image_tower"] + sizes["fusion"],
+        1e-2: sizes["temporal"],
         1e-3: sizes["prompts"],
     }
     assert decays == {(1e-4, True), (0.0, False)}
-    assert (chosen.frames, chosen.batch_size, chosen.epochs, chosen.seed) == (16, 8, 20, 42)
-    assert (chosen.optimizer, chosen.schedule, chosen.milestones) == ("sgd", "steps", [10, 15])
-    face, person = crops.parse_views(chosen.crop)
+    assert (chosen.num_frames, chosen.batch_size, chosen.epochs, chosen.seed) == (16, 8, 20, 42)
+    assert (chosen.optimizer, chosen.lr_scheduler, chosen.milestones) == ("sgd", "steps", [10, 15])
+    face, person = crops.parse_views(chosen.views)
     assert (face.show, face.margin, face.margin_px, face.size) == ("face", 0.0, 20, 224)
     assert (person.show, person.margin, person.margin_px, person.size) == ("person", 0.0, 0, 224)
-    assert chosen.select == "best"
+    assert chosen.checkpoint_selection == "best"
     assert chosen.validation_split == "validation"
 
 
@@ -183,7 +183,7 @@ def test_mean_of_a_still_clip_is_its_frame():
     still = torch.randint(0, 256, (2, 1, 3, clip.side, clip.side), dtype=torch.uint8)
     asked = label_texts.load("clip_emotion")
     one = Classifier(clip, asked, ClassifierConfig()).eval()
-    mean = Classifier(clip, asked, ClassifierConfig(frames=16, time="mean")).eval()
+    mean = Classifier(clip, asked, ClassifierConfig(num_frames=16, temporal="mean")).eval()
     alone, _ = one.answer(still)
     repeated, _ = mean.answer(still.repeat(1, 16, 1, 1, 1))
     torch.testing.assert_close(repeated, alone, rtol=0, atol=1e-6)
@@ -206,20 +206,22 @@ def test_fusion_starts_as_the_mean():
 
 
 def test_frames_without_a_way_to_join_them_are_refused():
-    with pytest.raises(UserError, match=r"frames is 16, but time is none"):
-        Classifier(tiny_clip.build(), label_texts.load("clip_emotion"), ClassifierConfig(frames=16))
+    with pytest.raises(UserError, match=r"num_frames is 16, but temporal is none"):
+        Classifier(
+            tiny_clip.build(), label_texts.load("clip_emotion"), ClassifierConfig(num_frames=16)
+        )
 
 
 def test_contexts_of_one_text_start_at_random_and_shared_ones_from_words():
     asked = label_texts.load("clip_raer")
     clip = tiny_clip.build()
     own = Classifier(
-        clip, asked, ClassifierConfig(text="prompts", class_specific=True)
+        clip, asked, ClassifierConfig(text_tower="prompts", class_specific=True)
     ).contexts.vectors
     assert own.shape == (5, 8, 64)
     assert not torch.allclose(own[0], own[1])
     assert own.std().item() == pytest.approx(0.02, rel=0.1)
-    shared = Classifier(clip, asked, ClassifierConfig(text="prompts")).contexts.vectors
+    shared = Classifier(clip, asked, ClassifierConfig(text_tower="prompts")).contexts.vectors
     words = clip.text_tower.token_embedding(clip.tokens(["a photo of a face that shows"])[0, 1:8])
     assert shared.shape == (1, 8, 64)
     torch.testing.assert_close(shared[0, :7], words)
@@ -231,14 +233,14 @@ def test_features_of_scale_do_not_change_mean_or_single():
     asked = label_texts.load("clip_emotion")
     features = torch.randn(2, 4, clip.width)
     for shape in (
-        ClassifierConfig(frames=4, time="mean"),
-        ClassifierConfig(views=4),
-        ClassifierConfig(frames=4, time="transformer"),
+        ClassifierConfig(num_frames=4, temporal="mean"),
+        ClassifierConfig(num_views=4),
+        ClassifierConfig(num_frames=4, temporal="transformer"),
     ):
         model = Classifier(clip, asked, shape).eval()
         plain, scaled = (model(features=f)["logits"] for f in (features, 5 * features))
         same = torch.allclose(plain, scaled, atol=1e-5)
-        assert same == (shape.time != "transformer")
+        assert same == (shape.temporal != "transformer")
 
 
 def test_normalised_and_raw_features_are_one_direction():

@@ -176,12 +176,12 @@ def test_facial_r1_runs_as_published() -> None:
     path = ROOT / "recipes/configs/grpo_facial_r1.yaml"
     settings = config.build(grpo.Settings, config.read(path), where="")
     assert (
-        settings.group_size,
+        settings.num_generations,
         settings.beta,
         settings.learning_rate,
         settings.temperature,
         settings.max_new_tokens,
-        settings.batch_size * settings.group_size,
+        settings.batch_size * settings.num_generations,
         settings.gradient_accumulation,
         settings.num_processes,
     ) == (8, 0.0, 2e-5, 1.0, 256, 8, 4, 8)
@@ -201,7 +201,16 @@ def test_llava_runs_as_published() -> None:
         settings.weight_decay,
         settings.epochs,
         settings.policy,
-    ) == (128, 8, 16, 0.05, 5e-4, 0.05, 20, {"tower": "lora", "projector": "full", "llm": "lora"})
+    ) == (
+        128,
+        8,
+        16,
+        0.05,
+        5e-4,
+        0.05,
+        20,
+        {"vision_tower": "lora", "projector": "full", "language_model": "lora"},
+    )
     assert (settings.warmup_steps, settings.prompt) == (0.03, "expllm_words")
 
 
@@ -239,7 +248,7 @@ def test_comments_are_the_help_texts(path: Path) -> None:
             assert setting[2] == config.comment(cls, setting[1])
             commented.add(setting[1])
     if path.stem.endswith("_tiny"):
-        assert commented >= set(config.read(path)) - {"limits"}
+        assert commented >= set(config.read(path)) - {"limitations"}
 
 
 # Settings whose options argparse explains, in vlmface/rationale/cli.py and vlmface/cli.py.

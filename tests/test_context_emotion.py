@@ -25,7 +25,7 @@ from vlmface.metrics.shares import in_brackets
 from vlmface.utils.images import as_list
 
 Recipe = Callable[..., int]
-VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: boxed}]"
+VIEWS = "[{size: 32, margin: 0.1, view: face}, {size: 32, margin: 0.1, view: face_boxed}]"
 BOX = (20.0, 10.0, 50.0, 40.0)
 
 
@@ -51,13 +51,13 @@ def recipe(base: Path, root: Path) -> Recipe:
 
     def run(output_dir: Path, **words: Any) -> int:
         fixed = {
-            "base": base,
+            "base_model": base,
             "output_dir": output_dir,
-            "data": "raer",
-            "data_root": root,
-            "data_options": "{frames: 4}",
+            "dataset": "raer",
+            "dataset_root": root,
+            "dataset_options": "{num_frames: 4}",
             "benchmark": "raer",
-            "crop": VIEWS,
+            "views": VIEWS,
             "epochs": 2,
             "batch_size": 2,
             "learning_rate": 3e-3,
@@ -84,13 +84,13 @@ def run_dir(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_a_run_leaves_behind(run_dir: Path) -> None:
     found, (prompt,) = manifest.load(run_dir)
-    assert found.recipe == "context_emotion" and found.frames == 1
-    assert crops.parse_views(found.crop) == crops.parse_views(
-        [{"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "show": "boxed"}]
+    assert found.recipe == "context_emotion" and found.num_frames == 1
+    assert crops.parse_views(found.views) == crops.parse_views(
+        [{"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "view": "face_boxed"}]
     )
     assert prompt.id == "context_both_masked" and prompt.images == 2
     scores = json.loads((run_dir / "metrics.json").read_text())
-    assert scores["after"]["mode"] == "scored" and scores["train"]["n"] == 5
+    assert scores["after"]["scoring"] == "likelihood" and scores["train"]["n"] == 5
     assert scores["after"]["attributes"]["context"]["n"] == 2
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["face_found"] for line in lines] == [True, False]
@@ -102,8 +102,8 @@ def test_a_later_evaluation_gives_the_same_numbers(
     run_dir: Path, root: Path, tmp_path: Path
 ) -> None:
     evaluate = load_script("eval/run.py").main
-    words = ["--benchmark", "raer", "--model", str(run_dir), "--data_root", str(root)]
-    assert evaluate([*words, "--mode", "both", "--output_dir", str(tmp_path)]) == 0
+    words = ["--benchmark", "raer", "--model", str(run_dir), "--dataset_root", str(root)]
+    assert evaluate([*words, "--scoring", "both", "--output_dir", str(tmp_path)]) == 0
     own = answering.read_lines(run_dir / "predictions.jsonl")
     again = answering.read_lines(tmp_path / "predictions.jsonl")
     for line, other in zip(own, again, strict=True):
@@ -127,12 +127,17 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_cached_features_and_pixels_train_the_same(recipe: Recipe, tmp_path: Path) -> None:
     for name, cached in (("cached", "true"), ("pixels", "false")):
-        assert recipe(tmp_path / name, llm="lora", cache_features=cached) == 0
+        assert recipe(tmp_path / name, language_model="lora", cache_features=cached) == 0
     ours, theirs = weights(tmp_path / "cached"), weights(tmp_path / "pixels")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
     both = weights(tmp_path / "cached")
     assert (
-        recipe(tmp_path / "face", llm="lora", prompt="context_face", crop="{size: 32, margin: 0.1}")
+        recipe(
+            tmp_path / "face",
+            language_model="lora",
+            prompt="context_face",
+            views="[{size: 32, margin: 0.1}]",
+        )
         == 0
     )
     one = weights(tmp_path / "face")
@@ -140,11 +145,11 @@ def test_cached_features_and_pixels_train_the_same(recipe: Recipe, tmp_path: Pat
 
 
 def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
-    assert recipe(tmp_path, crop="{size: 32, margin: 0.1}", frames=2, epochs=1) == 0
+    assert recipe(tmp_path, views="[{size: 32, margin: 0.1}]", num_frames=2, epochs=1) == 0
     found, _ = manifest.load(tmp_path)
-    assert found.frames == 2 and isinstance(found.crop, dict)
+    assert found.num_frames == 2 and len(found.views or ()) == 1
     rows = benchmarks.load_rows(
-        benchmarks.load_benchmark("raer"), str(root), None, crops.parse_views(found.crop), 2
+        benchmarks.load_benchmark("raer"), str(root), None, crops.parse_views(found.views), 2
     )
     model = LocalModel.load(tmp_path)
     shown = [row_images.open_images(row) for row in rows]
@@ -160,7 +165,7 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
 def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
     cases = {
         r"context_both_masked is about 2 picture\(s\), but 1 would be shown": {
-            "crop": "{size: 32}"
+            "views": "[{size: 32}]"
         },
         r"context_face is about 1 picture\(s\), but 2 would be shown": {"prompt": "context_face"},
         r"context_emotion_both asks for emotion .* cannot ask for raer5": {
@@ -172,8 +177,11 @@ def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
             "prompt": "context_both,context_both_masked",
         },
         "model is 'clap': use one of vlm": {"model": "clap"},
-        r"run scene has 0 view\(s\)": {"ablation": "true", "crop": "{size: 32}"},
-        r"run face has 1 view\(s\) and prompt None": {"ablation": "true", "alone": "{scene: x}"},
+        r"run scene has 0 view\(s\)": {"ablation": "true", "views": "[{size: 32}]"},
+        r"run face has 1 view\(s\) and prompt None": {
+            "ablation": "true",
+            "single_view_prompts": "{scene: x}",
+        },
     }
     for number, (said, words) in enumerate(cases.items()):
         with pytest.raises(UserError, match=said):
@@ -184,7 +192,7 @@ def test_other_recipes_and_sweeps_refuse_views_that_do_not_fit(
     sft_cot: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"face_cot is about 1 picture\(s\), but 2 would be shown"):
-        sft_cot(tmp_path / "run", "--crop", VIEWS)
+        sft_cot(tmp_path / "run", "--views", VIEWS)
     sweep = load_script("eval/sweep.py").main
     with pytest.raises(UserError, match=r"context_both is about 2 .*1 would be shown"):
         sweep(
@@ -216,10 +224,10 @@ def test_face_context_and_both(
     ):
         found, (asked,) = manifest.load(tmp_path / arm)
         assert asked.id == prompt and found.seed == 0
-        shows[arm] = [view.show for view in crops.parse_views(found.crop)]
-        prints = found.data["fingerprint"], found.data["n"]
-        assert prints == (manifest.load(tmp_path / "face")[0].data["fingerprint"], 5)
-    assert shows == {"face": ["face"], "scene": ["boxed"], "both": ["face", "boxed"]}
+        shows[arm] = [view.view for view in crops.parse_views(found.views)]
+        prints = found.dataset["fingerprint"], found.dataset["n"]
+        assert prints == (manifest.load(tmp_path / "face")[0].dataset["fingerprint"], 5)
+    assert shows == {"face": ["face"], "scene": ["face_boxed"], "both": ["face", "face_boxed"]}
     result = json.loads((tmp_path / "ablation.json").read_text())
     assert [run["name"] for run in result["runs"]] == ["face only", "context only", "both"]
     assert [(p["second"], p["first"]) for p in result["pairs"]] == [
@@ -243,8 +251,8 @@ def test_person_context_and_both_with_several_labels(
     emotic.write(tmp_path / "data")
     words = {
         "config": "context_vlm_emotic",
-        "base": base,
-        "data_root": tmp_path / "data",
+        "base_model": base,
+        "dataset_root": tmp_path / "data",
         "output_dir": tmp_path / "run",
         "ablation": "true",
         "epochs": 1,
@@ -256,7 +264,7 @@ def test_person_context_and_both_with_several_labels(
         "logging_steps": 10,
         "gradient_checkpointing": "false",
         "dataloader_workers": 0,
-        "crop": "[{size: 32, show: person}, {size: 32, show: boxed}]",
+        "views": "[{size: 32, view: person}, {size: 32, view: face_boxed}]",
     }
     main = load_script("recipes/context_emotion.py").main
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
@@ -278,7 +286,7 @@ def test_person_context_and_both_with_several_labels(
 
 def test_a_photograph_is_shown_in_every_view(run_dir: Path) -> None:
     photograph = picture(3, (120, 80))
-    views = crops.parse_views(manifest.load(run_dir)[0].crop)
+    views = crops.parse_views(manifest.load(run_dir)[0].views)
     local = LocalModel.load(run_dir)
     expected = local.predict([crops.image_views(photograph, BOX, views)])[0]
     (own,) = local.predict([photograph], boxes=[BOX])
@@ -341,30 +349,30 @@ def test_grpo_goes_on_with_several_pictures(
     """The trainer holds its log-probabilities against the rollout's at every step: features of
     another picture, or in another order, would show."""
     start = tmp_path / "start"
-    assert recipe(start, tower="frozen", epochs=1, mode="generate") == 0
+    assert recipe(start, vision_tower="frozen", epochs=1, scoring="generate") == 0
     words = {
-        "start": start,
+        "init_from": start,
         "output_dir": tmp_path / "grpo",
-        "data": "raer",
-        "data_root": root,
-        "data_options": "{frames: 4}",
+        "dataset": "raer",
+        "dataset_root": root,
+        "dataset_options": "{num_frames: 4}",
         "benchmark": "raer",
-        "rewards": "{emotion: 1, brevity: 0.1}",
-        "group_size": 2,
+        "rewards": "{emotion: 1, length_penalty: 0.1}",
+        "num_generations": 2,
         "batch_size": 2,
         "max_steps": 2,
         "max_new_tokens": 6,
         "save_steps": 2,
         "warmup_steps": 0,
         "learning_rate": 1e-4,
-        "samples_every": 1,
-        "max_drift": 1e-4,
+        "completions_every": 1,
+        "max_logprob_drift": 1e-4,
         "cache_features": str(how == "cached").lower(),
         "gradient_checkpointing": str(how == "checkpointing").lower(),
     }
     main = load_script("recipes/grpo.py").main
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     found, (prompt,) = manifest.load(tmp_path / "grpo")
-    assert prompt.images == 2 and len(crops.parse_views(found.crop)) == 2
+    assert prompt.images == 2 and len(crops.parse_views(found.views)) == 2
     for line in (tmp_path / "grpo" / "log.jsonl").read_text().splitlines():
         assert json.loads(line)["rollout_drift"] < 1e-4

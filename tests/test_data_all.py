@@ -90,8 +90,8 @@ def test_the_recipe_trains_on_it_and_the_run_is_evaluated_on_it(name, tmp_path, 
     benchmark.write_text(
         yaml.safe_dump({"id": "mini", "label_space": space, "source": "test", **protocol})
     )
-    words = ["--data", name, "--data_root", str(tmp_path / "data"), "--data_split"]
-    words += [protocol["split"], "--data_options", json.dumps(protocol["protocol"])]
+    words = ["--dataset", name, "--dataset_root", str(tmp_path / "data"), "--dataset_split"]
+    words += [protocol["split"], "--dataset_options", json.dumps(protocol["protocol"])]
     words += ["--prompt", str(prompt), "--benchmark", str(benchmark), "--epochs", "1"]
     words += ["--n_train", "null", "--n_eval", "null"]
     if field is None:  # nothing that this prompt asks for is annotated: said, with the count
@@ -101,7 +101,7 @@ def test_the_recipe_trains_on_it_and_the_run_is_evaluated_on_it(name, tmp_path, 
     assert sft_cot(tmp_path / "run", *words) == 0
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
     assert scores["n"] == len(rows)
-    where = ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "again")]
+    where = ["--dataset_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "again")]
     evaluate = load_script("eval/run.py").main
     assert evaluate(["--benchmark", str(benchmark), "--model", str(tmp_path / "run"), *where]) == 0
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())

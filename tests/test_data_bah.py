@@ -28,7 +28,7 @@ def test_labels_transcripts_and_people(tmp_path):
 
 def test_frames_are_taken_by_number(tmp_path):
     bah.write(tmp_path)
-    rows = data.dataset_module("bah").read(tmp_path, "train", frames=4)
+    rows = data.dataset_module("bah").read(tmp_path, "train", num_frames=4)
     assert [Path(frame).name for frame in rows.columns["frames"][0]] == [
         "frame-1.jpg",
         "frame-4.jpg",

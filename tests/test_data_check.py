@@ -29,7 +29,7 @@ def run(name, root, splits=(), output=None, **options):
 def test_a_whole_copy_passes_and_other_counts_are_marked(tmp_path, capsys):
     rafdb.write(tmp_path / "data")
     out = tmp_path / "out"
-    assert main(["data", "check", "rafdb", str(tmp_path / "data"), "--output", str(out)]) == 0
+    assert main(["data", "check", "rafdb", str(tmp_path / "data"), "--output_dir", str(out)]) == 0
     said = capsys.readouterr().out
     assert "7 [12,271]" in said and "1 [1,290]" in said
     assert "warning: train: not as published (8): rows 7 (published 12,271)" in said
@@ -53,7 +53,7 @@ def test_broken_and_leaking_copies_fail_with_names(tmp_path, capsys):
     listing = tmp_path / "EmoLabel" / "list_patition_label.txt"
     text(listing, *listing.read_text().splitlines(), "train_00099 five")
     out = tmp_path / "out"
-    assert main(["data", "check", "rafdb", str(tmp_path), "--output", str(out)]) == 1
+    assert main(["data", "check", "rafdb", str(tmp_path), "--output_dir", str(out)]) == 1
     report = json.loads((out / "check.json").read_text())
     assert report["unreadable"] == {
         "Image/aligned/train_00006.jpg": "missing",
@@ -66,9 +66,7 @@ def test_broken_and_leaking_copies_fail_with_names(tmp_path, capsys):
     assert shared == "train, test: pictures in both (1): rafdb-train_00003 = rafdb-test_0001"
     said = capsys.readouterr().out
     assert "warning: train: left out, malformed line (1): list_patition_label.txt:10" in said
-    assert (
-        "occur again (1, under different labels 1): rafdb-train_00004 = rafdb-train_000" in said
-    )
+    assert "occur again (1, under different labels 1): rafdb-train_00004 = rafdb-train_000" in said
 
 
 def test_a_part_may_be_checked_alone_and_a_split_that_is_not_there_is_an_error(tmp_path):
@@ -121,14 +119,17 @@ def test_pictures_inside_the_rows_are_looked_at_too(tmp_path):
 
 
 def test_a_mistyped_call_says_so_and_writes_nothing(tmp_path, capsys):
-    out = ["--output", str(tmp_path / "out")]
+    out = ["--output_dir", str(tmp_path / "out")]
     rafdb.write(tmp_path / "data")
     for words, said in (
         (["rafdb", str(tmp_path / "gone")], "does not exist"),
         (["rafdbb"], "did you mean 'rafdb'"),
-        (["rafdb", str(tmp_path / "data"), "--option", "image=aligned"], "no option 'image'"),
-        (["rafdb", str(tmp_path / "data"), "--option", "images"], "written name=value"),
-        (["rafdb", str(tmp_path / "data"), "--split", "dev"], "no split 'dev'"),
+        (
+            ["rafdb", str(tmp_path / "data"), "--dataset_options", "image=aligned"],
+            "no option 'image'",
+        ),
+        (["rafdb", str(tmp_path / "data"), "--dataset_options", "images"], "written name=value"),
+        (["rafdb", str(tmp_path / "data"), "--dataset_split", "dev"], "no split 'dev'"),
     ):
         assert main(["data", "check", *words, *out]) == 2
         assert said in capsys.readouterr().err
@@ -136,8 +137,8 @@ def test_a_mistyped_call_says_so_and_writes_nothing(tmp_path, capsys):
 
 
 def test_options_of_the_command_line_get_the_type_that_the_data_set_asks_for():
-    words = ["fold=2", "clips=01", "frames=8"]
-    assert data.parse_options("dfew", words) == {"fold": 2, "clips": "01", "frames": 8}
+    words = ["fold=2", "clips=01", "num_frames=8"]
+    assert data.parse_options("dfew", words) == {"fold": 2, "clips": "01", "num_frames": 8}
     assert data.parse_options("rafdb", ["attributes=true"]) == {"attributes": True}
     with pytest.raises(UserError, match=r"option fold cannot be read from '\[1'"):
         data.parse_options("dfew", ["fold=[1"])

@@ -84,7 +84,7 @@ def test_a_square_around_the_box_black_outside_of_the_picture():
 
 def test_a_frame_around_the_box_in_the_whole_picture():
     picture = Image.fromarray(np.full((100, 200, 3), 200, np.uint8))
-    crop = crops.View(size=400, margin=0.1, show="boxed")
+    crop = crops.View(size=400, margin=0.1, view="face_boxed")
     boxed = np.asarray(crops.render_view(picture, [50, 20, 100, 70], crop))
     red = (boxed == crops.BOX_COLOUR).all(-1)
     rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
@@ -106,7 +106,7 @@ def test_two_people_in_one_picture_are_two_rows(tmp_path):
         Rows({"id": ["left", "right"], "image": [path] * 2, "face_box": boxes}), "x", "train"
     )
     left, right = opened(
-        crop_cache.cache_view(rows, crops.View(size=120, show="boxed"), progress=False)
+        crop_cache.cache_view(rows, crops.View(size=120, view="face_boxed"), progress=False)
     )
     for found, other in ((left, right), (right, left)):
         assert (found == crops.BOX_COLOUR).all(-1).any()
@@ -218,11 +218,11 @@ def test_wrong_settings_and_a_deleted_cache(tmp_path):
         "margin is 9": {"margin": 9},
         "margin_px is -1": {"margin_px": -1},
         "did you mean 'size'": {"sise": 64},
-        "given": {"find": "x"},
+        "annotation": {"box_source": "x"},
     }
     for said, values in wrong.items():
         with pytest.raises(UserError, match=said):
-            crops.parse_views(values)
+            crops.parse_views([values])
     rows = crop_cache.cache_view(table(tmp_path, 1), crops.View(size=32), progress=False)
     for file in crops.View(size=32).folder.glob("*.npy"):
         file.unlink()
@@ -251,7 +251,7 @@ def test_the_detector_finds_the_face_of_a_photograph(astronaut):
 def test_pictures_without_a_face_are_taken_whole_and_counted(tmp_path, astronaut):
     noise = str(face(tmp_path / "noise.png", 1, (120, 100)))
     rows = to_dataset(Rows({"id": ["a", "b"], "image": [str(astronaut), noise]}), "x", "train")
-    crop = crops.View(size=96, find="detect")
+    crop = crops.View(size=96, box_source="detector")
     with pytest.warns(UserWarning, match=r"no face found in 1 of 2 pictures.*noise\.png"):
         found = opened(crop_cache.cache_view(rows, crop, progress=False))
     with detect.Detector() as detector, Image.open(astronaut) as picture:
@@ -268,16 +268,16 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
     tmp_path, sft_cot, astronaut, capsys
 ):
     run = tmp_path / "run"
-    crop = {"size": 48, "margin": 0.1, "find": "detect"}
-    assert sft_cot(run, "--crop", json.dumps(crop), "--epochs", "1") == 0
-    assert manifest.load(run)[0].crop == {**crop, "show": "face"}
+    crop = {"size": 48, "margin": 0.1, "box_source": "detector"}
+    assert sft_cot(run, "--views", json.dumps([crop]), "--epochs", "1") == 0
+    assert manifest.load(run)[0].views == [{**crop, "view": "face"}]
     lines = answering.read_lines(run / "predictions.jsonl")
     benchmark = benchmarks.load_benchmark("synth")
     raw = benchmarks.load_rows(benchmark, None, 8)
     predictor = LocalModel.load(run)
     answers = predictor.predict(answering.images_of(raw))  # cuts them itself
     assert [answer.text for answer in answers] == [line["text"] for line in lines]
-    faces = benchmarks.load_rows(benchmark, None, 8, crops.parse_views(crop))
+    faces = benchmarks.load_rows(benchmark, None, 8, crops.parse_views([crop]))
     again = predictor.predict(answering.images_of(faces), preprocessed=True)
     assert [answer.text for answer in again] == [line["text"] for line in lines]
     capsys.readouterr()
@@ -289,7 +289,7 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
 
 def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, capsys, monkeypatch):
     run, box = tmp_path / "run", ["170", "60", "280", "190"]
-    words = ["--crop", "{size: 64, show: boxed}", "--prompt", "facescan_boxed_emotion"]
+    words = ["--views", "[{size: 64, view: face_boxed}]", "--prompt", "facescan_boxed_emotion"]
     assert sft_cot(run, *words, "--epochs", "1") == 0
     capsys.readouterr()
     seen = []
@@ -304,7 +304,7 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
     command = ["predict", str(astronaut), "--model", str(run), "--json"]
     assert main([*command, "--box", *box]) == 0
     expected = crops.render_view(
-        Image.open(astronaut), [*map(float, box)], crops.View(64, show="boxed")
+        Image.open(astronaut), [*map(float, box)], crops.View(64, view="face_boxed")
     )
     np.testing.assert_array_equal(np.asarray(seen[0]), np.asarray(expected))
     assert (np.asarray(expected) == crops.BOX_COLOUR).all(-1).any()
@@ -329,7 +329,10 @@ def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):
     assert main([*words, "--sheet", str(tmp_path / "faces.png")]) == 0
     said = capsys.readouterr().out
     assert "rafdb, train: 7 rows" in said
-    assert """--crop '{"size": 64, "margin": 0.1, "find": "given", "show": "face"}'""" in said
+    assert (
+        """--views '[{"size": 64, "margin": 0.1, "box_source": "annotation", "view": "face"}]'"""
+        in said
+    )
     assert (tmp_path / "faces-train.png").exists() and (tmp_path / "faces-test.png").exists()
     rows = data.load("rafdb", tmp_path / "data")
     assert opened(crop_cache.cache_view(rows, crops.View(64, 0.1), progress=False))[0].shape == (

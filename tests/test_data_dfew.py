@@ -41,11 +41,16 @@ def test_labels_and_frames(tmp_path):
 def test_frames_are_taken_by_number_and_not_by_text(tmp_path):
     dfew.write(tmp_path)
     read = data.dataset_module("dfew").read
-    assert frame_names(read(tmp_path, "train", frames=12)) == [f"{i}.jpg" for i in range(1, 13)]
-    assert frame_names(read(tmp_path, "train", frames=4)) == ["2.jpg", "5.jpg", "8.jpg", "11.jpg"]
-    assert frame_names(read(tmp_path, "train", frames=1)) == ["7.jpg"]
+    assert frame_names(read(tmp_path, "train", num_frames=12)) == [f"{i}.jpg" for i in range(1, 13)]
+    assert frame_names(read(tmp_path, "train", num_frames=4)) == [
+        "2.jpg",
+        "5.jpg",
+        "8.jpg",
+        "11.jpg",
+    ]
+    assert frame_names(read(tmp_path, "train", num_frames=1)) == ["7.jpg"]
     # A short clip repeats frames, so that every clip has the same number.
-    assert frame_names(read(tmp_path, "train", frames=24))[:5] == [
+    assert frame_names(read(tmp_path, "train", num_frames=24))[:5] == [
         f"{i}.jpg" for i in (1, 1, 2, 2, 3)
     ]
 
@@ -65,8 +70,8 @@ def test_face_crops_are_preferred_and_another_copy_can_be_named(tmp_path):
     dfew.write(tmp_path)
     dfew.clip(tmp_path / "Clip" / "jpg_256" / "00011", ["00001.jpg"])
     read = data.dataset_module("dfew").read
-    assert frame_names(read(tmp_path, "test", frames=1)) == ["7.jpg"]
-    rows = read(tmp_path, "test", frames=1, clips="Clip/jpg_256")
+    assert frame_names(read(tmp_path, "test", num_frames=1)) == ["7.jpg"]
+    rows = read(tmp_path, "test", num_frames=1, clips="Clip/jpg_256")
     assert rows.columns["id"] == ["dfew-00011"]
     assert frame_names(rows) == ["00001.jpg"]
     assert [Path(p).name for p in rows.skipped["no folder of frames"]] == ["00012", "10013"]
@@ -78,7 +83,7 @@ def test_clips_without_frames_are_counted(tmp_path):
     (folder / "00002").rename(tmp_path / "moved")
     for frame in (folder / "00003").iterdir():
         frame.unlink()
-    rows = data.dataset_module("dfew").read(tmp_path, "train", frames=2)
+    rows = data.dataset_module("dfew").read(tmp_path, "train", num_frames=2)
     assert rows.skipped == {
         "no folder of frames": [str(folder / "00002")],
         "no frames in the folder": [str(folder / "00003")],
@@ -98,8 +103,8 @@ def test_what_is_wrong_is_named(tmp_path):
         data.load("dfew", tmp_path, fold=6)
     with pytest.raises(UserError, match=r"DFEW's labels not found.*set_2\.csv"):
         data.load("dfew", tmp_path, fold=2)
-    with pytest.raises(UserError, match="frames is 0, but must be a whole number at least 1"):
-        data.load("dfew", tmp_path, frames=0)
+    with pytest.raises(UserError, match="num_frames is 0, but must be a whole number at least 1"):
+        data.load("dfew", tmp_path, num_frames=0)
     with pytest.raises(UserError, match=r"no folder of extracted frames.*clips=.*ffmpeg -i clip"):
         data.load("dfew", tmp_path, clips="Clip/other")
     (tmp_path / "Clip" / "empty").mkdir()

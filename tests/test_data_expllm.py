@@ -54,7 +54,9 @@ def test_the_rationale_is_the_description_without_its_conclusion(tmp_path):
     assert rows["rationale"] == [PARTS, PARTS, PARTS, "No headings, only prose."]
     meta = [json.loads(row) for row in rows["meta"]]
     assert [m["conclusion"] for m in meta] == ["Together, they express **sadness**."] * 3 + [None]
-    assert set(rows["rationale_source"]) == {"teacher"} and set(rows["saw_label"]) == {True}
+    assert set(rows["rationale_source"]) == {"teacher"} and set(rows["rationale_saw_label"]) == {
+        True
+    }
     for row in rows:
         for name in ("expllm", "expllm_words", "face_cot"):  # raises if it cannot be read
             prompts.load(name).target(FaceSample.from_row(row))

@@ -30,7 +30,7 @@ def test_training_texts_are_rationales_and_no_labels(tmp_path):
         {"prompt": "What is the emotion of this face?"},
         {"prompt": "Describe the emotion."},
     ]
-    assert rows["rationale_source"] == ["teacher"] * 2 and rows["saw_label"] == [True] * 2
+    assert rows["rationale_source"] == ["teacher"] * 2 and rows["rationale_saw_label"] == [True] * 2
     assert rows[0]["image"].size == (48, 48)
     units = data.load("faba", tmp_path, task="au", au_set=["AU4", "AU12"])
     assert (units["rationale"], units["aus"]) == ([faba.TENSE], [None])

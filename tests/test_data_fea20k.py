@@ -36,7 +36,7 @@ def test_stage_1_alone_is_the_training_set_and_only_what_is_said_is_annotated(tm
         None,
     ]
     assert rows["rationale_source"] == ["teacher"] * 5 + ["none"]
-    assert rows["saw_label"] == [True] * 5 + [False]
+    assert rows["rationale_saw_label"] == [True] * 5 + [False]
     meta = [json.loads(row) for row in rows["meta"]]
     assert [m["labels"] for m in meta] == [
         ["anger"],

@@ -26,7 +26,7 @@ def test_labels_scenes_and_frames(tmp_path):
     assert rows["id"][:2] == ["ferv39k-A/Angry/0001", "ferv39k-B/Disgust/0001"]
     assert [json.loads(m)["scene"] for m in rows["meta"]] == list("ABCDEFG")
     assert len(rows[3]["frames"]) == 4
-    test = data.load("ferv39k", tmp_path, "test", frames=1)
+    test = data.load("ferv39k", tmp_path, "test", num_frames=1)
     assert test["emotion"] == ["sadness", "sadness"]
     assert test["id"] == ["ferv39k-A/Sad/0001", "ferv39k-A/Sad/0010"]
 

@@ -20,7 +20,7 @@ def test_the_first_pair_of_each_record_is_a_row(tmp_path):
     assert rows["emotion"] == ["anger", None, "fear"]
     assert rows["rationale"] == ["Low brows (AU4).", "No, not happy.", "Wide eyes."]
     assert rows["subject"] == ["faces/1.jpg", "faces/1.jpg", "faces/2.jpg"]
-    assert rows["rationale_source"] == ["teacher"] * 3 and rows["saw_label"] == [True] * 3
+    assert rows["rationale_source"] == ["teacher"] * 3 and rows["rationale_saw_label"] == [True] * 3
     assert [json.loads(row) for row in rows["meta"]] == [
         {"answer": "anger", "prompt": "What does the face show?", "source_id": "000000033471"},
         {"answer": None, "prompt": "Is she happy?", "source_id": "000000033471"},
@@ -38,14 +38,16 @@ def test_the_first_pair_of_each_record_is_a_row(tmp_path):
 
 def test_all_pairs_and_who_wrote_them(tmp_path):
     llava_json.write(tmp_path)
-    rows = data.load("llava_json", tmp_path, turns="all", rationale_source="human", saw_label=False)
+    rows = data.load(
+        "llava_json", tmp_path, turns="all", rationale_source="human", rationale_saw_label=False
+    )
     assert rows["id"] == [f"llava_json-{n}" for n in ("1-1", "1-2", "2-1", "5-1")]
     assert rows["rationale"][:2] == ["Low brows (AU4).", "The brows."]
     assert [json.loads(row)["prompt"] for row in rows["meta"]][:2] == [
         "What does the face show?",
         "Why?",
     ]
-    assert rows["rationale_source"] == ["human"] * 4 and rows["saw_label"] == [False] * 4
+    assert rows["rationale_source"] == ["human"] * 4 and rows["rationale_saw_label"] == [False] * 4
     rest, held = data.hold_out(rows, 0.5)
     assert not set(rest["subject"]) & set(held["subject"])
 

@@ -19,7 +19,7 @@ def test_words(tmp_path):
     assert rows["context"] == [[word] for word in mafw.WORDS]
     assert set(mafw.WORDS) == set(label_spaces.space("mafw11").labels)
     assert len(rows[0]["frames"]) == 4
-    test = data.load("mafw", tmp_path, "test", frames=2)
+    test = data.load("mafw", tmp_path, "test", num_frames=2)
     assert test["emotion"] == [None, "happiness"]
     assert test["context"] == [["helplessness"], ["happiness"]]
 
@@ -34,7 +34,7 @@ def test_words(tmp_path):
 )
 def test_numbers_mean_what_their_order_says(tmp_path, order, first, three):
     mafw.write(tmp_path, tuple(str(first + i) for i in range(11)))
-    rows = data.load("mafw", tmp_path, frames=1, order=order, first=first)
+    rows = data.load("mafw", tmp_path, num_frames=1, order=order, first=first)
     assert rows["emotion"][:3] == three
     assert sorted(rows["emotion"][:8]) == sorted(mafw.WORDS[:8])
     assert rows["emotion"][8:] == [None] * 3
@@ -44,7 +44,7 @@ def test_numbers_mean_what_their_order_says(tmp_path, order, first, three):
 def test_face_crops_are_preferred(tmp_path):
     mafw.write(tmp_path)
     mafw.clip(tmp_path / "data" / "faces" / "00101", ["1.jpg"])
-    rows = data.dataset_module("mafw").read(tmp_path, "test", frames=1)
+    rows = data.dataset_module("mafw").read(tmp_path, "test", num_frames=1)
     assert rows.columns["frames"] == [[str(tmp_path / "data" / "faces" / "00101" / "1.jpg")]]
     assert len(rows.skipped["no folder of frames"]) == 1
 

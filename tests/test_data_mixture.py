@@ -13,7 +13,10 @@ from vlmface import data
 from vlmface.errors import UserError
 from vlmface.schema import features
 
-RAFDB, AFFECTNET = {"data": "rafdb", "root": "rafdb"}, {"data": "affectnet", "root": "affectnet"}
+RAFDB, AFFECTNET = (
+    {"dataset": "rafdb", "root": "rafdb"},
+    {"dataset": "affectnet", "root": "affectnet"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_split_root_and_options_of_sources(mix, folder):
     assert Counter(both["split"]) == {"train": 7, "test": 2}
     assert {row["split"] for row in both if row["gender"]} == {"test"}
     path = folder / "one.yaml"
-    path.write_text("sources: [{data: rafdb}, {data: synth, options: {n: 3}}]")
+    path.write_text("sources: [{dataset: rafdb}, {dataset: synth, options: {n: 3}}]")
     rows = data.load(str(path), folder / "rafdb")  # synth has no root, RAF-DB takes the given one
     assert Counter(rows["dataset"]) == {"rafdb": 7, "synth": 3}
     assert {row["id"] for row in data.load(str(path), folder / "rafdb", streaming=True)} == set(
@@ -116,35 +119,53 @@ def test_a_cap_is_a_random_part_that_the_seed_decides(mix):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("sources: [{data: rafdb, wieght: 1}]", r"'wieght' \(did you mean 'weight'\?\).*source 1"),
-        ("sorces: [{data: rafdb}]", r"'sorces' \(did you mean 'sources'\?\) \(in .*mixture.yaml\)"),
+        (
+            "sources: [{dataset: rafdb, wieght: 1}]",
+            r"'wieght' \(did you mean 'weight'\?\).*source 1",
+        ),
+        (
+            "sorces: [{dataset: rafdb}]",
+            r"'sorces' \(did you mean 'sources'\?\) \(in .*mixture.yaml\)",
+        ),
         ("balanced: true", "mixture.yaml lacks sources"),
         ("sources: [rafdb]", "mixture.yaml: sources is 'rafdb'"),
         ("sources: []", "`sources` is empty"),
         ("sources: [{root: rafdb}]", "source 1 lacks data"),
-        ("sources: [{data: rafdb, root: rafdb, cap: many}]", "source 1: cap is 'many'"),
-        ("sources: [{data: rafdb, root: rafdb, cap: 0}]", "source 1: cap is 0"),
-        ("sources: [{data: rafdb, weight: -1}]", "source 1: weight is -1"),
-        ("sources: [{data: rafdb, weight: 1}, {data: synth}]", "source 2: `weight` is missing"),
-        ("sources: [{data: rafdbb}]", "source 1: there is no data set 'rafdbb'"),
-        ("sources: [{data: rafdb}]", "source 1: rafdb needs the root"),
-        ("sources: [{data: rafdb, root: gone}]", "source 1: .*gone does not exist"),
-        ("sources: [{data: rafdb, root: rafdb, options: {image: a}}]", "no option 'image'"),
-        ("sources: [{data: mixture.yaml}]", "is a mixture itself"),
-        ("{sources: [{data: synth}], labels: {hapiness: null}}", "'hapiness', but emotion is one"),
-        ("{sources: [{data: synth}], labels: {fear: afraid}}", "'afraid', but emotion is one of"),
-        ("{sources: [{data: synth}], labels: {fear: no}}", "'fear': False, expected a word"),
-        ("{sources: [{data: synth}], field: emotions}", "`field` is 'emotions', expected emotion"),
+        ("sources: [{dataset: rafdb, root: rafdb, cap: many}]", "source 1: cap is 'many'"),
+        ("sources: [{dataset: rafdb, root: rafdb, cap: 0}]", "source 1: cap is 0"),
+        ("sources: [{dataset: rafdb, weight: -1}]", "source 1: weight is -1"),
         (
-            "{sources: [{data: rafdb, root: rafdb, labels: {male: x}}], field: gender}",
+            "sources: [{dataset: rafdb, weight: 1}, {dataset: synth}]",
+            "source 2: `weight` is missing",
+        ),
+        ("sources: [{dataset: rafdbb}]", "source 1: there is no data set 'rafdbb'"),
+        ("sources: [{dataset: rafdb}]", "source 1: rafdb needs the root"),
+        ("sources: [{dataset: rafdb, root: gone}]", "source 1: .*gone does not exist"),
+        ("sources: [{dataset: rafdb, root: rafdb, options: {image: a}}]", "no option 'image'"),
+        ("sources: [{dataset: mixture.yaml}]", "is a mixture itself"),
+        (
+            "{sources: [{dataset: synth}], labels: {hapiness: null}}",
+            "'hapiness', but emotion is one",
+        ),
+        (
+            "{sources: [{dataset: synth}], labels: {fear: afraid}}",
+            "'afraid', but emotion is one of",
+        ),
+        ("{sources: [{dataset: synth}], labels: {fear: no}}", "'fear': False, expected a word"),
+        (
+            "{sources: [{dataset: synth}], field: emotions}",
+            "`field` is 'emotions', expected emotion",
+        ),
+        (
+            "{sources: [{dataset: rafdb, root: rafdb, labels: {male: x}}], field: gender}",
             "source 1: `labels` has 'male', but gender is one of: empty",
         ),
         (
-            "{sources: [{data: rafdb, root: rafdb}], field: gender, balanced: true}",
+            "{sources: [{dataset: rafdb, root: rafdb}], field: gender, balanced: true}",
             "`balanced` needs rows with a label in the field 'gender'",
         ),
         (
-            "sources: [{data: rafdb, root: rafdb}, {data: rafdb, root: rafdb}]",
+            "sources: [{dataset: rafdb, root: rafdb}, {dataset: rafdb, root: rafdb}]",
             "7 rows come from two of its sources",
         ),
     ],
@@ -159,7 +180,7 @@ def test_what_is_wrong_in_the_file_is_named_with_the_file(folder, content, said)
 
 def test_options_of_the_mixture_itself(folder):
     path = folder / "mixture.yaml"
-    path.write_text("sources: [{data: rafdb, root: rafdb}]")
+    path.write_text("sources: [{dataset: rafdb, root: rafdb}]")
     with pytest.raises(UserError, match=r"no option 'size'; it has seed"):
         data.load(str(path), size=3)
     with pytest.raises(UserError, match="cannot read the settings"):
@@ -169,13 +190,13 @@ def test_options_of_the_mixture_itself(folder):
 def test_the_recipe_trains_on_a_mixture_and_its_manifest_knows_it(folder, sft_cot, tmp_path):
     path = folder / "synth.yaml"
     path.write_text(
-        "sources: [{data: synth, options: {n: 24}}, {data: rafdb, root: rafdb}]\n"
+        "sources: [{dataset: synth, options: {n: 24}}, {dataset: rafdb, root: rafdb}]\n"
         "labels: {contempt: null}"
     )
-    words = ["--data", str(path), "--n_train", "null", "--epochs", "1"]
+    words = ["--dataset", str(path), "--n_train", "null", "--epochs", "1"]
     assert sft_cot(tmp_path / "run", *words) == 0
     rows = data.load(str(path))
     manifest = json.loads((tmp_path / "run" / "vlmface.json").read_text())
-    assert manifest["data"]["fingerprint"] == data.fingerprint(rows)
+    assert manifest["dataset"]["fingerprint"] == data.fingerprint(rows)
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert scores["train"]["left_out"] == {"no_aus": 7}  # of RAF-DB, which annotates none

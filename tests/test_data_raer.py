@@ -30,7 +30,7 @@ def test_labels_frames_and_boxes(tmp_path, above):
 
 def test_splits_and_another_list(tmp_path):
     raer.write(tmp_path)
-    options = {"frames": 1, "faces": None, "bodies": None}
+    options = {"num_frames": 1, "faces": None, "bodies": None}
     assert data.load("raer", tmp_path, "validation", **options)["context"] == [["Fatigue"]]
     test = data.load("raer", tmp_path, "test", **options)
     assert test["context"] == [["Distraction"], ["Neutrality"]]
@@ -43,7 +43,7 @@ def test_splits_and_another_list(tmp_path):
 def test_boxes_stay_with_their_clip_when_another_is_skipped(tmp_path):
     raer.write(tmp_path)
     (tmp_path / "train" / "Neutrality" / "001").rename(tmp_path / "moved")
-    rows = data.dataset_module("raer").read(tmp_path, "train", frames=1)
+    rows = data.dataset_module("raer").read(tmp_path, "train", num_frames=1)
     assert rows.columns["context"] == [[word] for word in raer.WORDS[1:]]
     assert json.loads(rows.columns["meta"][0])["body_box"] == [0, 5, 40, 48]
     assert len(rows.skipped["no folder of frames"]) == 1
@@ -59,7 +59,7 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(UserError, match=r"'/elsewhere/001'.*none for the clips of the list"):
         data.load("raer", tmp_path)
     (tmp_path / "bounding_box" / "body.json").unlink()
-    assert "body_box" not in json.loads(data.load("raer", tmp_path, frames=1)["meta"][0])
+    assert "body_box" not in json.loads(data.load("raer", tmp_path, num_frames=1)["meta"][0])
     text(tmp_path / "annotation" / "test.txt", "test/Neutrality/003 12 0")
     with pytest.raises(UserError, match=r"label '0', expected 1 to 5 \(Neutrality"):
         data.load("raer", tmp_path, "test")

@@ -103,12 +103,17 @@ def test_json_lines_with_rationales_and_ids(tmp_path):
         {"image": "train/Angry/1.jpg", "id": 2, "valence": -0.5, "rationale": " ", "race": "Black"},
         {"image": None, "id": 3, "emotion": "anger"},
     )
-    rows = data.load("table", tmp_path / "a.jsonl", images=str(tmp_path / "faces"), saw_label=True)
+    rows = data.load(
+        "table", tmp_path / "a.jsonl", images=str(tmp_path / "faces"), rationale_saw_label=True
+    )
     assert rows["id"] == ["table-1", "table-2"]
     assert rows["emotion"] == ["anger", None] and rows["valence"] == [None, -0.5]
     assert rows["race"] == [None, "Black"]
     assert rows["rationale"] == ["Low brows.", None]
-    assert rows["rationale_source"] == ["human", "none"] and rows["saw_label"] == [True, False]
+    assert rows["rationale_source"] == ["human", "none"] and rows["rationale_saw_label"] == [
+        True,
+        False,
+    ]
     found = data.read("table", tmp_path / "a.jsonl", "train", images=str(tmp_path))
     assert found.skipped == {"no image": [f"{tmp_path / 'a.jsonl'}, line 3"]}
 

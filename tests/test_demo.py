@@ -149,14 +149,14 @@ def test_each_of_several_labels_is_marked() -> None:
     [
         ((), "the model was not run"),
         (("face",), "the model was not run"),
-        (("face", "context"), "judged the scene alone"),
+        (("face", "face_masked"), "judged the scene alone"),
         (("scene",), None),
     ],
 )
 def test_without_a_face_it_is_said_what_was_judged(
     shows: tuple[str, ...], said: str | None
 ) -> None:
-    parsed = crops.parse_views([{"show": show} for show in shows] or None)
+    parsed = crops.parse_views([{"view": show} for show in shows] or None)
     made = SimpleNamespace(views=parsed, frames=1, detector_warning=None)
     face_found = None if shows == ("scene",) else False
     report = replace(chosen(likely("fear")), face_found=face_found, views=parsed)

@@ -33,8 +33,17 @@ from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
 
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
-FULL = ("--tower", "full", "--projector", "full", "--llm", "full")
-LORA = ("--tower", "lora", "--projector", "full", "--llm", "lora", "--lora_dropout", "0")
+FULL = ("--vision_tower", "full", "--projector", "full", "--language_model", "full")
+LORA = (
+    "--vision_tower",
+    "lora",
+    "--projector",
+    "full",
+    "--language_model",
+    "lora",
+    "--lora_dropout",
+    "0",
+)
 # 16 faces, 2 epochs at a global batch of 8: 4 steps, with a checkpoint in the middle.
 SHORT = {
     "n_train": 16,
@@ -64,7 +73,7 @@ def launch(base: Path) -> Launch:
             *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
             *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
             *("--num_processes", "2", "--main_process_port", "0"),
-            *(str(ROOT / script), "--base", str(base), "--output_dir", str(output_dir)),
+            *(str(ROOT / script), "--base_model", str(base), "--output_dir", str(output_dir)),
             *("--batch_size", "4", *WORDS, *words),
         ]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
@@ -200,7 +209,7 @@ def test_trained_embeddings_under_zero2(launch: Launch, sft_cot: Recipe, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp", "zero2"])
 def test_nf4_in_two_processes(config: str, launch: Launch, sft_cot: Recipe, tmp_path: Path) -> None:
-    words = (*LORA, "--quantize", "nf4")
+    words = (*LORA, "--quantization", "nf4")
     assert sft_cot(tmp_path / "one", "--batch_size", "8", *WORDS, *words) == 0
     succeeded(launch(config, tmp_path / "two", *words))
     agree(tmp_path / "two", tmp_path / "one")
@@ -266,7 +275,15 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
     assert stopped.returncode != 0
     before = contents(tmp_path)
     with pytest.raises(UserError, match="with processes 2, but now it is 1"):
-        sft_cot(folder, "--base", settings_of(folder)["base"], "--batch_size", "4", *WORDS, *FULL)
+        sft_cot(
+            folder,
+            "--base_model",
+            settings_of(folder)["base_model"],
+            "--batch_size",
+            "4",
+            *WORDS,
+            *FULL,
+        )
     checkpoint = folder / "checkpoints" / "checkpoint-2"
     of_ranks = ["rng_state_0.pth", "rng_state_1.pth"]
     if config == "zero2":
@@ -277,7 +294,13 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
         (checkpoint / name).unlink()
         with pytest.raises(UserError, match=f"{name} is missing"):
             sft_cot(
-                folder, "--base", settings_of(folder)["base"], "--batch_size", "4", *WORDS, *FULL
+                folder,
+                "--base_model",
+                settings_of(folder)["base_model"],
+                "--batch_size",
+                "4",
+                *WORDS,
+                *FULL,
             )
         (checkpoint / name).write_bytes(whole)
     (checkpoint / of_ranks[-1]).write_bytes(whole[:-1])
@@ -347,7 +370,14 @@ def test_the_slurm_script_trains_on_two_nodes(
         "MAIN_PORT": str(port),
         "ACCELERATE_CONFIG": "recipes/accelerate/zero2.yaml",
     }
-    words = ["--base", str(base), "--output_dir", str(tmp_path / "run"), "--num_processes", "2"]
+    words = [
+        "--base_model",
+        str(base),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--num_processes",
+        "2",
+    ]
     result = subprocess.run(
         ["recipes/slurm.sh", "recipes/sft_cot.py", *words, "--batch_size", "4", *WORDS, *LORA],
         cwd=ROOT,
@@ -439,8 +469,13 @@ def test_fsdp_on_a_cpu_is_refused(launch: Launch, tmp_path: Path) -> None:
 
 
 def settings_with(**changes: Any) -> SFTSettings:
-    words: dict[str, Any] = {"base": "b", "data": "d", "benchmark": "synth", "prompt": "face_cot"}
-    return SFTSettings(**{**words, "limits": "", "output_dir": "o", **changes})
+    words: dict[str, Any] = {
+        "base_model": "b",
+        "dataset": "d",
+        "benchmark": "synth",
+        "prompt": "face_cot",
+    }
+    return SFTSettings(**{**words, "limitations": "", "output_dir": "o", **changes})
 
 
 @pytest.mark.parametrize(
@@ -448,8 +483,8 @@ def settings_with(**changes: Any) -> SFTSettings:
     [
         ("DEEPSPEED", "3", False, {"train_embeddings": True}, "train_embeddings under ZeRO-3"),
         ("FSDP", "", True, {"train_embeddings": True}, "train_embeddings does not work under FSDP"),
-        ("DEEPSPEED", "3", True, {"quantize": "nf4"}, "asks for ZeRO-3"),
-        ("FSDP", "", True, {"quantize": "nf4"}, "asks for FSDP"),
+        ("DEEPSPEED", "3", True, {"quantization": "nf4"}, "asks for ZeRO-3"),
+        ("FSDP", "", True, {"quantization": "nf4"}, "asks for FSDP"),
     ],
 )
 def test_what_a_launch_cannot_do_is_refused(
@@ -478,7 +513,7 @@ def test_batches_with_and_without_pictures_do_not_wait_for_each_other(
     path = tmp_path / "texts.jsonl"
     row = json.dumps({"question": "What is AU4?", "answer": "the brows are lowered"})
     path.write_text(f"{row}\n" * 16)
-    words = ("--text_data", str(path), "--epochs", "1")
+    words = ("--text_only_data", str(path), "--epochs", "1")
     assert sft_cot(tmp_path / "alone", "--batch_size", "8", *WORDS, *FULL, *words) == 0
     succeeded(launch("zero3", tmp_path / "two", *FULL, *words))
     assert trained(tmp_path / "two")["n"] == 32
@@ -497,17 +532,17 @@ def test_grpo_in_two_processes(
     start = tmp_path / "start"
     assert sft_cot(start, "--batch_size", "8", *WORDS, *LORA, "--epochs", "20") == 0
     words = {
-        "start": start,
+        "init_from": start,
         "n_train": 8,
         "n_eval": 4,
-        "group_size": 2,
+        "num_generations": 2,
         "batch_size": 2,
         "max_steps": 2,
         "save_steps": 2,
         "max_new_tokens": 12,
         "learning_rate": 1e-3,
         "warmup_steps": 0,
-        "rewards": "{format: 1, repetition: 1, brevity: {words: 4}}",
+        "rewards": "{format: 1, repetition: 1, length_penalty: {words: 4}}",
     }
     out = tmp_path / config
     command = [

@@ -408,19 +408,19 @@ def test_a_run_says_whether_it_was_trained_on_faces(
     scenes = {name for name in data.names() if not data.shows_faces(name)}
     assert scenes == {"caers", "emotic", "raer", "synth_scenes"}
     mixed = tmp_path / "mix.yaml"
-    mixed.write_text("sources: [{data: synth}, {data: synth_scenes}]")
+    mixed.write_text("sources: [{dataset: synth}, {dataset: synth_scenes}]")
     assert not data.shows_faces(str(mixed))
-    mixed.write_text("sources: [{data: synth}, {data: rafdb}]")
+    mixed.write_text("sources: [{dataset: synth}, {dataset: rafdb}]")
     assert data.shows_faces(str(mixed))
     parse = crops.parse_views
     for crop, of_faces, of_scenes in (
         (None, "largest", "none"),
-        ({"show": "face"}, "largest", "largest"),
-        ({"find": "detect"}, "largest", "largest"),
-        ({"show": "scene"}, "none", "none"),
-        ({"show": "person"}, "none", "none"),
-        ([{"show": "face"}, {"show": "scene"}], "largest", "largest"),
-        ({"show": "boxed"}, "largest", "largest"),
+        ([{"view": "face"}], "largest", "largest"),
+        ([{"box_source": "detector"}], "largest", "largest"),
+        ([{"view": "scene"}], "none", "none"),
+        ([{"view": "person"}], "none", "none"),
+        ([{"view": "face"}, {"view": "scene"}], "largest", "largest"),
+        ([{"view": "face_boxed"}], "largest", "largest"),
     ):
         assert crops.default_faces(parse(crop), True) == of_faces
         assert crops.default_faces(parse(crop), False) == of_scenes

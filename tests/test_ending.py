@@ -61,9 +61,9 @@ def test_so_are_the_commands_of_vlmface(
     words = [
         "rationale",
         "build",
-        "--data",
+        "--dataset",
         "synth",
-        "--output",
+        "--output_dir",
         str(tmp_path / "out"),
         "--writer",
         "rules",

@@ -53,7 +53,9 @@ def test_a_run_whose_base_is_gone_or_whose_prompt_changed(
     shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("checkpoints"))
     found, _ = manifest.load(copy)
     argv = ["--benchmark", "synth", "--model", str(copy)]
-    dataclasses.replace(found, base={"id": str(tmp_path / "gone"), "sha": "0" * 12}).save(copy)
+    dataclasses.replace(found, base_model={"id": str(tmp_path / "gone"), "sha": "0" * 12}).save(
+        copy
+    )
     with pytest.raises(UserError, match=r"needs its base model '.*gone', which is missing"):
         evaluation.main(argv)
     found.save(copy)
@@ -121,37 +123,45 @@ def test_a_baseline_lies_beside_its_protocol(tmp_path: Path) -> None:
 def test_three_readings(run_dir: Path, tmp_path: Path) -> None:
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8"]
     both, scored = tmp_path / "both", tmp_path / "scored"
-    assert evaluation.main([*argv, "--mode", "both", "--out", str(both)]) == 0
+    assert evaluation.main([*argv, "--scoring", "both", "--output_dir", str(both)]) == 0
     found = json.loads((both / "metrics.json").read_text())
     read = found["emotion"]["readings"]
-    assert set(read) == {"free", "rationale", "scored", "scored_mean", "scored_prior"}
-    assert read["free"]["accuracy"] == found["emotion"]["accuracy"]
-    assert "calibration" not in read["free"] and read["scored"]["calibration"]["nll"] > 0
+    assert set(read) == {
+        "generated",
+        "after_rationale",
+        "likelihood",
+        "likelihood_per_token",
+        "likelihood_minus_prior",
+    }
+    assert read["generated"]["accuracy"] == found["emotion"]["accuracy"]
+    assert "calibration" not in read["generated"] and read["likelihood"]["calibration"]["nll"] > 0
     lines = answering.read_lines(both / "predictions.jsonl")
     right = [
         max(line["scores"]["log_likelihood"].items(), key=lambda item: item[1])[0]
         == line["truth"]["emotion"]
         for line in lines
     ]
-    assert read["scored"]["accuracy"] == pytest.approx(sum(right) / 8)
+    assert read["likelihood"]["accuracy"] == pytest.approx(sum(right) / 8)
 
-    assert evaluation.main([*argv, "--mode", "score", "--out", str(scored)]) == 0
+    assert evaluation.main([*argv, "--scoring", "likelihood", "--output_dir", str(scored)]) == 0
     alone = json.loads((scored / "metrics.json").read_text())
-    assert alone["mode"] == "scored" and "au" not in alone
-    assert alone["emotion"]["accuracy"] == read["scored"]["accuracy"]
+    assert alone["scoring"] == "likelihood" and "au" not in alone
+    assert alone["emotion"]["accuracy"] == read["likelihood"]["accuracy"]
     assert all(not line["text"] for line in answering.read_lines(scored / "predictions.jsonl"))
     page = (scored / "report.html").read_text()
     assert "Did the model answer?" not in page
     assert "How the model is read" in (both / "report.html").read_text()
-    with pytest.raises(UserError, match=r"mode is 'all', but must be generate \| score \| both"):
-        evaluation.main([*argv, "--mode", "all"])
+    with pytest.raises(
+        UserError, match=r"scoring is 'all', but must be generate \| likelihood \| both"
+    ):
+        evaluation.main([*argv, "--scoring", "all"])
 
 
 def test_the_table_for_data_frames(run_dir: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8", "--mode", "both"]
-    evaluation.main([*argv, "--out", str(tmp_path)])
+    argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8", "--scoring", "both"]
+    evaluation.main([*argv, "--output_dir", str(tmp_path)])
     table = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
     lines = answering.read_lines(tmp_path / "predictions.jsonl")
     assert [row["text"] for row in table] == [line["text"] for line in lines]
@@ -165,7 +175,7 @@ def test_a_stopped_evaluation_goes_on(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8", "--batch_size", "2"]
-    evaluation.main([*argv, "--out", str(tmp_path / "whole")])
+    evaluation.main([*argv, "--output_dir", str(tmp_path / "whole")])
     real, asked = LocalModel.predict, []
 
     def counted(self: LocalModel, images: Any, **words: Any) -> Any:
@@ -178,13 +188,22 @@ def test_a_stopped_evaluation_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(LocalModel, "predict", counted)
         with pytest.raises(KeyboardInterrupt):
-            evaluation.main([*argv, "--out", str(out)])
+            evaluation.main([*argv, "--output_dir", str(out)])
         assert not (out / "metrics.json").exists()
         with pytest.raises(UserError, match="with n 8 was started there, now it is 6"):
             evaluation.main(
-                ["--benchmark", "synth", "--model", str(run_dir), "--n", "6", "--out", str(out)]
+                [
+                    "--benchmark",
+                    "synth",
+                    "--model",
+                    str(run_dir),
+                    "--n",
+                    "6",
+                    "--output_dir",
+                    str(out),
+                ]
             )
-        assert evaluation.main([*argv, "--out", str(out)]) == 0
+        assert evaluation.main([*argv, "--output_dir", str(out)]) == 0
     assert sum(asked) - 2 == 8  # the batch that was stopped was asked for again, and nothing else
     assert not (out / evaluation.JOURNAL).exists()
 
@@ -202,7 +221,7 @@ def test_every_benchmark_that_has_data(
     with pytest.raises(UserError, match="give --output_dir"):
         evaluation.main(argv)
     (tmp_path / "data" / "rafdb").mkdir(parents=True)
-    argv += ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    argv += ["--data-root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
     assert evaluation.main(argv) == 0
     shown = capsys.readouterr().out
     assert "synth: emotion accuracy" in shown and "disfa8: no folder" in shown

@@ -46,7 +46,7 @@ def words(url: str, run_dir: Path, out: Path) -> list[str]:
         str(run_dir),
         "--n",
         "8",
-        "--out",
+        "--output_dir",
         str(out),
     ]
 
@@ -107,11 +107,11 @@ def test_a_server_that_writes_garbage(run_dir: Path, tmp_path: Path) -> None:
 
 def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
     with FakeTeacher() as server:
-        argv = ["--benchmark", "synth", "--model", server.url, "--out", str(tmp_path)]
+        argv = ["--benchmark", "synth", "--model", server.url, "--output_dir", str(tmp_path)]
         with pytest.raises(UserError, match="give --run, the folder of the run that it serves"):
             evaluation.main(argv)
-        with pytest.raises(UserError, match="cannot be asked in mode 'both'"):
-            evaluation.main([*argv, "--mode", "both"])
+        with pytest.raises(UserError, match="cannot be asked with scoring 'both'"):
+            evaluation.main([*argv, "--scoring", "both"])
         server.models = ["base", "lora"]
         with pytest.raises(UserError, match="serves base, lora: choose one with --served"):
             evaluation.main([*argv, "--prompt", "face_cot"])
@@ -124,7 +124,7 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
                 "http://",
                 "--prompt",
                 "face_cot",
-                "--out",
+                "--output_dir",
                 str(tmp_path),
             ]
         )

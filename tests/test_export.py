@@ -79,12 +79,15 @@ def test_the_manifest_is_the_runs_without_adapter_and_folders(run_dir: Path, mer
     assert (before.adapter, after.adapter) == (True, False)
     assert prompts == same
     assert after.processor == before.processor
-    assert after.base == {"id": Path(before.base["id"]).name, "sha": before.base["sha"]}
+    assert after.base_model == {
+        "id": Path(before.base_model["id"]).name,
+        "sha": before.base_model["sha"],
+    }
     assert not list(merged.glob("adapter*"))
     text = "".join(
         p.read_text() for p in merged.rglob("*") if p.suffix in (".json", ".md", ".yaml")
     )
-    assert str(run_dir) not in text and before.base["id"] not in text
+    assert str(run_dir) not in text and before.base_model["id"] not in text
 
 
 def test_half_precision_is_rounded_once_and_says_by_how_much(run_dir: Path, tmp_path: Path) -> None:
@@ -137,8 +140,8 @@ def test_the_card_tells_data_limits_and_hashes(merged: Path) -> None:
     text = (merged / "README.md").read_text()
     found, _ = manifest.load(merged)
     for expected in (
-        found.data["fingerprint"],
-        found.limits,
+        found.dataset["fingerprint"],
+        found.limitations,
         found.prompts[0]["sha"],
         "AU12",
         f"| `model.safetensors` | `{merge._sha256(merged / 'model.safetensors')}` |",
@@ -185,7 +188,7 @@ def test_a_base_that_is_not_the_trained_one_is_refused(
     run, other = copy_of(run_dir, tmp_path / "run"), tmp_path / "base"
     found, _ = manifest.load(run)
     content = json.loads((run / "vlmface.json").read_text())
-    content["base"]["id"] = str(other)
+    content["base_model"]["id"] = str(other)
     (run / "vlmface.json").write_text(json.dumps(content))
     match = "which is missing"
     if fault != "gone":
@@ -194,7 +197,7 @@ def test_a_base_that_is_not_the_trained_one_is_refused(
         weights = load_file(other / "model.safetensors")
         weights = {name: tensor + 1e-3 for name, tensor in weights.items()}
         save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-        match = f"but the model was trained with {found.base['sha']}"
+        match = f"but the model was trained with {found.base_model['sha']}"
     if fault == "quantised":
         config = json.loads((other / "config.json").read_text())
         config["quantization_config"] = {"quant_method": "bitsandbytes"}

@@ -108,8 +108,8 @@ def test_a_package_trains_evaluates_and_compares(trained: Path) -> None:
     log = (trained / "grpo" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert {"rewards/format/mean", "rewards/mood/mean"} <= json.loads(log[0]).keys()
     found = json.loads((trained / "grpo" / "vlmface.json").read_text(encoding="utf-8"))
-    assert found["data"]["rewards"] == {"format": 1, "mood": {"weight": 2, "wrong": -1}}
-    assert found["data"]["name"] == "portraits"
+    assert found["dataset"]["rewards"] == {"format": 1, "mood": {"weight": 2, "wrong": -1}}
+    assert found["dataset"]["name"] == "portraits"
     after = scores["sft"]["after"]["attributes"]["context"]
     assert (after["dark_missed"], after["ci95"]["dark_missed"][0]) == (0, 0)
     family = json.loads((trained / "family" / "vlmface.json").read_text(encoding="utf-8"))
@@ -194,7 +194,7 @@ def test_other_names_in_a_run_import_nothing(
     content = json.loads(path.read_text(encoding="utf-8"))
     named = {"rewards": {"trap:reward": 1, f"{tmp_path}/trap.py:reward": 1}}
     for name in ("trap", "trap.py", f"{tmp_path}/trap.py"):
-        path.write_text(json.dumps(content | {"data": content["data"] | named | {"name": name}}))
+        path.write_text(json.dumps(content | {"dataset": content["data"] | named | {"name": name}}))
         merged = tmp_path / f"merged{len(name)}"
         assert main(["merge", str(copied), str(merged)]) == 0
         assert Path(name).name in (merged / "README.md").read_text(encoding="utf-8")
@@ -384,7 +384,7 @@ def test_a_mixture_and_a_check_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write_portraits(tmp_path / "copy")
     shutil.copy(EXTENSION / "faces_ext" / "portraits.py", tmp_path / "my_set.py")
     mixture = write_yaml(
-        tmp_path / "mixture.yaml", {"sources": [{"data": "my_set.py", "root": "copy", "cap": 5}]}
+        tmp_path / "mixture.yaml", {"sources": [{"dataset": "my_set.py", "root": "copy", "cap": 5}]}
     )
     assert len(data.load(str(mixture))) == 5
     assert data.shows_faces(str(mixture))

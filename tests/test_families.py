@@ -190,15 +190,17 @@ def test_the_template_reads_blocks_and_strings(processor: Any) -> None:
 
 
 def test_lora_layers_are_looked_up_in_their_part() -> None:
-    policy = {"tower": "lora", "projector": "frozen", "llm": "lora"}
-    with pytest.raises(UserError, match="gate_prj is not a linear layer of tower, llm"):
+    policy = {"vision_tower": "lora", "projector": "frozen", "language_model": "lora"}
+    with pytest.raises(
+        UserError, match="gate_prj is not a linear layer of vision_tower, language_model"
+    ):
         llava.lora_targets(policy, ["q_proj", "gate_prj"])
-    with pytest.raises(UserError, match="gate_proj is not a linear layer of tower;"):
-        llava.lora_targets({**policy, "llm": "frozen"}, ["gate_proj"])
+    with pytest.raises(UserError, match="gate_proj is not a linear layer of vision_tower;"):
+        llava.lora_targets({**policy, "language_model": "frozen"}, ["gate_proj"])
 
 
 def test_a_server_adds_the_bos_only_if_the_template_does_not(processor: Any, base: Path) -> None:
-    policy = dict.fromkeys(("tower", "projector", "llm"), "frozen")
+    policy = dict.fromkeys(("vision_tower", "projector", "language_model"), "frozen")
     assert llava.vllm_flags(processor, max_length=512, policy=policy)["extra_body"] == {}
     bare = llava.load_processor(base)
     bare.chat_template = bare.chat_template.replace("{{- bos_token -}}", "")

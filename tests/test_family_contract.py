@@ -56,7 +56,7 @@ TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
 # (width, height): square, wide, tall, tiny, large, one pixel short of square, a strip.
 SHAPES = [(40, 40), (150, 50), (25, 90), (5, 7), (400, 300), (17, 16), (300, 20)]
 PICTURES = [picture(seed, size) for seed, size in enumerate(SHAPES)]
-PARTS = ("tower", "projector", "llm")
+PARTS = ("vision_tower", "projector", "language_model")
 FROZEN = dict.fromkeys(PARTS, "frozen")
 LORA = dict.fromkeys(PARTS, "lora")
 
@@ -558,19 +558,28 @@ def test_lora_meets_every_linear_layer_of_its_part_and_no_other(
 
 
 def test_lora_layers_are_looked_up_in_their_parts(case: Case, model: Any) -> None:
-    policy = FROZEN | {"tower": "lora", "llm": "lora"}
+    policy = FROZEN | {"vision_tower": "lora", "language_model": "lora"}
     layers = linear_layers(model, case.family)
-    shared = [name for name in case.family.LINEAR_LAYERS["llm"] if name in ("q_proj", "o_proj")]
+    shared = [
+        name for name in case.family.LINEAR_LAYERS["language_model"] if name in ("q_proj", "o_proj")
+    ]
     found = targeted(model, case.family.lora_targets(policy, shared))
     assert found == {
-        name for part in ("tower", "llm") for name in layers[part] if name.endswith(tuple(shared))
+        name
+        for part in ("vision_tower", "language_model")
+        for name in layers[part]
+        if name.endswith(tuple(shared))
     }
-    modules.check_lora_modules(case.family.MODULE_PATHS, model, policy, shared)
-    modules.check_lora_modules(case.family.MODULE_PATHS, model, policy, ["all"])
-    with pytest.raises(UserError, match="gate_prj is not a linear layer of tower, llm; there are"):
+    modules.check_lora_target_modules(case.family.MODULE_PATHS, model, policy, shared)
+    modules.check_lora_target_modules(case.family.MODULE_PATHS, model, policy, ["all"])
+    with pytest.raises(
+        UserError, match="gate_prj is not a linear layer of vision_tower, language_model; there are"
+    ):
         case.family.lora_targets(policy, [*shared, "gate_prj"])
     with pytest.raises(UserError, match="gate_prj is not a layer of this"):
-        modules.check_lora_modules(case.family.MODULE_PATHS, model, policy, [*shared, "gate_prj"])
+        modules.check_lora_target_modules(
+            case.family.MODULE_PATHS, model, policy, [*shared, "gate_prj"]
+        )
 
 
 def test_freezing_splits_the_weights_by_part(case: Case) -> None:
@@ -584,7 +593,7 @@ def test_freezing_splits_the_weights_by_part(case: Case) -> None:
     assert sum(map(len, training.values())) == len(dict(model.named_parameters()))
     assert len(set().union(*training.values())) == len(dict(model.named_parameters()))
     embeddings = [n for n, p in model.named_parameters() if p is model.lm_head.weight]
-    assert set(embeddings) <= training["llm"]
+    assert set(embeddings) <= training["language_model"]
 
 
 def test_only_the_projector_may_be_full_beside_lora(case: Case, model: Any) -> None:
@@ -592,16 +601,16 @@ def test_only_the_projector_may_be_full_beside_lora(case: Case, model: Any) -> N
     assert modules.full_modules(paths, LORA, model) == []
     whole = modules.full_modules(paths, FROZEN | {"projector": "full"}, model)
     assert whole and all(modules.part_of(f"model.{name}.x", paths) == "projector" for name in whole)
-    with pytest.raises(UserError, match="tower: full beside a LoRA part"):
-        modules.full_modules(paths, LORA | {"tower": "full"})
+    with pytest.raises(UserError, match="vision_tower: full beside a LoRA part"):
+        modules.full_modules(paths, LORA | {"vision_tower": "full"})
 
 
 def test_four_bits_are_for_the_language_model_alone(case: Case) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     plain = linear_layers(case.model(), case.family)
-    model = case.family.load_model(case.folder, dtype=torch.float32, quantize="nf4")
+    model = case.family.load_model(case.folder, dtype=torch.float32, quantization="nf4")
     small = {n for n, m in model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
-    assert small == plain["llm"]
+    assert small == plain["language_model"]
 
 
 def log_column(folder: Path, key: str = "loss") -> list[float]:
@@ -615,11 +624,11 @@ def fit(case: Case, processor: Any, data: Any, folder: Path, **changes: Any) -> 
     )
     assert left_out == {}
     fixed: dict[str, Any] = {
-        "base": str(case.folder),
-        "data": "",
+        "base_model": str(case.folder),
+        "dataset": "",
         "benchmark": "",
         "prompt": "",
-        "limits": "",
+        "limitations": "",
         "output_dir": str(folder),
         "batch_size": 8,
         "logging_steps": 1,
@@ -632,7 +641,7 @@ def fit(case: Case, processor: Any, data: Any, folder: Path, **changes: Any) -> 
 def test_cached_features_and_pieces_of_a_batch_train_as_the_whole_does(
     trained_case: Case, processor: Any, tmp_path: Path
 ) -> None:
-    """Two steps on eight images of several shapes, the projector whole, LoRA in the llm."""
+    """Two steps on eight images of several shapes, a whole projector, LoRA for the language."""
     data = rows(8).map(_reshaped, with_indices=True)
 
     def losses(name: str, **changes: Any) -> list[float]:
@@ -656,7 +665,7 @@ def _reshaped(row: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 POLICIES: dict[str, dict[str, Any]] = {
-    "lora on llm": {**FROZEN, "llm": "lora"},
+    "lora on language_model": {**FROZEN, "language_model": "lora"},
     "lora": LORA,
     "full": dict.fromkeys(PARTS, "full"),
 }
@@ -675,7 +684,7 @@ def test_four_rows_are_memorised(case: Case, processor: Any, tmp_path: Path, pol
         tmp_path,
         batch_size=4,
         epochs=200,
-        schedule="constant",
+        lr_scheduler="constant",
         warmup_steps=10,
         learning_rate=3e-3 if policy == "full" else 5e-3,
         **POLICIES[policy],
@@ -711,7 +720,7 @@ def run(trained_case: Case, sft_cot: Recipe, tmp_path_factory: pytest.TempPathFa
     """A finished run: adapters on tower and language model, projector and embeddings whole."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     words = [
-        "--base",
+        "--base_model",
         str(trained_case.folder),
         "--n_train",
         "16",
@@ -739,7 +748,7 @@ def test_transformers_and_peft_alone_load_a_run(case: Case, run: Path) -> None:
     """Tokens, pixels and adapter, and the adapter merged or not."""
     from peft import PeftModel
 
-    base: Any = AutoModelForImageTextToText.from_pretrained(manifest.load(run)[0].base["id"])
+    base: Any = AutoModelForImageTextToText.from_pretrained(manifest.load(run)[0].base_model["id"])
     theirs = PeftModel.from_pretrained(base, str(run)).eval()
     batch = processed(AutoProcessor.from_pretrained(run), PROMPT.messages(), [PICTURES[4]])
     with torch.no_grad():
@@ -792,11 +801,11 @@ def test_a_server_is_started_for_the_lengths_images_and_adapters_of_a_run(
             case.family.vllm_flags(processor, max_length=512, policy=FROZEN)
         return
     flags = case.family.vllm_flags(
-        processor, max_length=512, policy=FROZEN | {"llm": "lora"}, images=2
+        processor, max_length=512, policy=FROZEN | {"language_model": "lora"}, images=2
     )
     assert flags["serve"]["max-model-len"] == 512
     assert json.loads(flags["serve"]["limit-mm-per-prompt"])["image"] == 2
     assert flags["merge"] is False
-    for part in ("tower", "projector"):
+    for part in ("vision_tower", "projector"):
         policy = FROZEN | {part: "lora"}
         assert case.family.vllm_flags(processor, max_length=512, policy=policy)["merge"] is True

@@ -31,7 +31,7 @@ TARGETS = [
     PROMPT.wrap("Rest.", "neutral"),
 ]
 PICTURES = [picture(0, (40, 40)), picture(1, (300, 20)), picture(2, (9, 200))]
-LLM_LORA = {"tower": "frozen", "projector": "frozen", "llm": "lora"}
+LLM_LORA = {"vision_tower": "frozen", "projector": "frozen", "language_model": "lora"}
 
 
 @pytest.fixture(scope="module")
@@ -299,13 +299,13 @@ def test_the_shipped_settings_run_on_miniatures_of_their_data(
 
     expllm.write(tmp_path / "anno_json")
     rafdb.write(tmp_path / "RAF-DB", "_aligned")
-    words = ["--config", "sft_cot_paligemma", "--base", str(bases[2])]
-    words += ["--data_root", str(tmp_path / "anno_json")]
+    words = ["--config", "sft_cot_paligemma", "--base_model", str(bases[2])]
+    words += ["--dataset_root", str(tmp_path / "anno_json")]
     words += ["--benchmark_root", str(tmp_path / "RAF-DB"), "--num_processes", "null"]
     words += ["--n_train", "null", "--n_eval", "null", "--max_length", "1024"]
     assert sft_cot(tmp_path / "run", *words) == 0
     found, (prompt,) = manifest.load(tmp_path / "run")
-    assert (found.family, prompt.id, found.data["n"]) == ("paligemma", "expllm", 4)
+    assert (found.family, prompt.id, found.dataset["n"]) == ("paligemma", "expllm", 4)
 
 
 # --- bases that do not fit ------------------------------------------------------------------------

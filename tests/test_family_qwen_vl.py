@@ -37,7 +37,7 @@ PICTURES = [picture(seed, size) for seed, size in enumerate(SHAPES)]
 # 4 x 4, 2 x 3 and 4 x 3 tokens: positions behind them are 12, 3 and 8 lower than places.
 BLOCKS = [PICTURES[0], PICTURES[3], PICTURES[4]]
 MODEL_TYPES = ["qwen2_5_vl", "qwen3_vl"]
-FROZEN = {"tower": "frozen", "projector": "frozen", "llm": "frozen"}
+FROZEN = {"vision_tower": "frozen", "projector": "frozen", "language_model": "frozen"}
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
@@ -255,31 +255,34 @@ def test_a_budget_leaves_the_minimum_of_the_checkpoint(max_pixels: int) -> None:
 
 
 def test_lora_modules_are_looked_up_in_the_model(model: Any) -> None:
-    policy = {**FROZEN, "tower": "lora", "llm": "lora"}
+    policy = {**FROZEN, "vision_tower": "lora", "language_model": "lora"}
     pattern = re.compile(qwen_vl.lora_targets(policy, ["attn.proj", "o_proj"]))
     found = {name for name, _ in model.named_modules() if pattern.fullmatch(name)}
     assert {name.split(".")[-2] for name in found} == {"attn", "self_attn"}
     is_third = model.config.model_type == "qwen3_vl"
     present, other = ("linear_fc1", "gate_proj") if is_third else ("gate_proj", "linear_fc1")
-    policy = {**FROZEN, "tower": "lora"}
-    modules.check_lora_modules(qwen_vl.MODULE_PATHS, model, policy, [present, "attn.proj"])
-    modules.check_lora_modules(qwen_vl.MODULE_PATHS, model, policy, ["all"])
+    policy = {**FROZEN, "vision_tower": "lora"}
+    modules.check_lora_target_modules(qwen_vl.MODULE_PATHS, model, policy, [present, "attn.proj"])
+    modules.check_lora_target_modules(qwen_vl.MODULE_PATHS, model, policy, ["all"])
     with pytest.raises(
-        UserError, match=f"lora_modules: {other} is not a layer of this Qwen.*'s tower"
+        UserError,
+        match=f"lora_target_modules: {other} is not a layer of this Qwen.*'s vision_tower",
     ):
-        modules.check_lora_modules(qwen_vl.MODULE_PATHS, model, policy, [present, other])
+        modules.check_lora_target_modules(qwen_vl.MODULE_PATHS, model, policy, [present, other])
 
 
 def test_the_mergers_are_the_projector(model: Any) -> None:
     training: dict[str, set[str]] = {}
-    for part in ("tower", "projector", "llm"):
+    for part in ("vision_tower", "projector", "language_model"):
         modules.freeze(qwen_vl.MODULE_PATHS, model, {**FROZEN, part: "full"})
         training[part] = {name for name, p in model.named_parameters() if p.requires_grad}
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    assert all(n.startswith("model.visual.") and "merger" not in n for n in training["tower"])
+    assert all(
+        n.startswith("model.visual.") and "merger" not in n for n in training["vision_tower"]
+    )
     assert all("merger" in name for name in training["projector"])
-    assert "model.language_model.embed_tokens.weight" in training["llm"]
+    assert "model.language_model.embed_tokens.weight" in training["language_model"]
     whole = modules.full_modules(qwen_vl.MODULE_PATHS, {**FROZEN, "projector": "full"}, model)
     inner = ["visual.deepstack_merger_list.0"] if model.config.model_type == "qwen3_vl" else []
     assert sorted(whole) == sorted(["visual.merger", *inner])
@@ -320,11 +323,16 @@ def test_an_unknown_layer_stops_the_training(
     """gate_proj is a layer of Qwen2.5-VL's tower, linear_fc1 one of Qwen3-VL's."""
     other = "gate_proj" if third(processor) else "linear_fc1"
     data, _ = encode_rows(rows(2), processor, qwen_vl, PROMPT, max_length=512, seed=0)
-    words: dict[str, Any] = {"data": "", "benchmark": "", "prompt": "", "limits": ""}
-    words |= {"tower": "lora", "llm": "frozen", "lora_modules": ["qkv", other]}
-    settings = SFTSettings(base=str(checkpoint), output_dir=str(tmp_path), **words)
+    words: dict[str, Any] = {"dataset": "", "benchmark": "", "prompt": "", "limitations": ""}
+    words |= {
+        "vision_tower": "lora",
+        "language_model": "frozen",
+        "lora_target_modules": ["qkv", other],
+    }
+    settings = SFTSettings(base_model=str(checkpoint), output_dir=str(tmp_path), **words)
     with pytest.raises(
-        UserError, match=f"lora_modules: {other} is not a layer of this Qwen.*'s tower:"
+        UserError,
+        match=f"lora_target_modules: {other} is not a layer of this Qwen.*'s vision_tower:",
     ):
         sft.train(checkpoint, processor, qwen_vl, data, settings)
 
@@ -337,22 +345,29 @@ def test_the_shipped_settings_run_on_miniatures_of_their_data(
 
     expllm.write(tmp_path / "anno_json")
     rafdb.write(tmp_path / "RAF-DB", "_aligned")
-    words = ["--config", "sft_cot_qwen", "--base", str(checkpoint), "--tower", "frozen"]
-    words += ["--data_root", str(tmp_path / "anno_json"), "--max_length", "4096"]
+    words = [
+        "--config",
+        "sft_cot_qwen",
+        "--base_model",
+        str(checkpoint),
+        "--vision_tower",
+        "frozen",
+    ]
+    words += ["--dataset_root", str(tmp_path / "anno_json"), "--max_length", "4096"]
     words += ["--benchmark_root", str(tmp_path / "RAF-DB"), "--n_train", "null"]
     words += ["--n_eval", "null", "--cache_features", "true", "--dataloader_workers", "0"]
     assert sft_cot(tmp_path / "run", *words) == 0
     found, (prompt,) = manifest.load(tmp_path / "run")
-    assert (prompt.id, found.data["name"], found.data["n"]) == ("expllm", "expllm", 4)
-    assert found.trainable == {**FROZEN, "llm": "lora"}
-    assert found.image["max_pixels"] == 448**2 and found.crop is not None
+    assert (prompt.id, found.dataset["name"], found.dataset["n"]) == ("expllm", "expllm", 4)
+    assert found.trainable == {**FROZEN, "language_model": "lora"}
+    assert found.image["max_pixels"] == 448**2 and found.views is not None
 
 
 # --- serving --------------------------------------------------------------------------------------
 
 
 def test_vllm_is_told_the_pixel_budget(processor: Any) -> None:
-    policy = {**FROZEN, "llm": "lora"}
+    policy = {**FROZEN, "language_model": "lora"}
     flags = qwen_vl.vllm_flags(processor, max_length=512, policy=policy)
     assert flags["serve"]["max-model-len"] == 512
     assert json.loads(flags["serve"]["mm-processor-kwargs"]) == {

@@ -23,7 +23,7 @@ from vlmface.rationale import rules
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
-ALL_LORA = {"tower": "lora", "projector": "lora", "llm": "lora"}
+ALL_LORA = {"vision_tower": "lora", "projector": "lora", "language_model": "lora"}
 # Square, wide, tall, of one pixel's height, tiny and large: 5, 3 or 2 tiles, of which one is whole.
 SHAPES = [(40, 40), (90, 40), (40, 100), (300, 20), (16, 300), (17, 16), (1200, 900)]
 PICTURES = [picture(seed, size) for seed, size in enumerate(SHAPES[:5])]
@@ -383,24 +383,28 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(
 
     expllm.write(tmp_path / "anno_json")
     rafdb.write(tmp_path / "RAF-DB", "_aligned")
-    words = ["--config", "sft_cot_smolvlm", "--data_root", str(tmp_path / "anno_json")]
-    words += ["--benchmark_root", str(tmp_path / "RAF-DB"), "--base", str(folder)]
-    words += ["--n_train", "null", "--n_eval", "null", "--tower", "frozen", "--epochs", "1"]
+    words = ["--config", "sft_cot_smolvlm", "--dataset_root", str(tmp_path / "anno_json")]
+    words += ["--benchmark_root", str(tmp_path / "RAF-DB"), "--base_model", str(folder)]
+    words += ["--n_train", "null", "--n_eval", "null", "--vision_tower", "frozen", "--epochs", "1"]
     words += ["--train_embeddings", "false", "--dataloader_workers", "0", "--max_pixels", "4096"]
     assert sft_cot(tmp_path / "run", *words) == 0
     found, _ = manifest.load(tmp_path / "run")
-    assert (found.data["name"], found.data["n"], found.family) == ("expllm", 4, "smolvlm")
+    assert (found.dataset["name"], found.dataset["n"], found.family) == ("expllm", 4, "smolvlm")
     assert found.image == {"height": 32, "width": 32, "tiles": 1, "tokens": 4}
     own = LocalModel.load(tmp_path / "run").processor  # what was learnt is what is served
     assert smolvlm.image_tokens(own, (100, 100)) == 4
-    assert found.trainable == {"tower": "frozen", "projector": "frozen", "llm": "lora"}
+    assert found.trainable == {
+        "vision_tower": "frozen",
+        "projector": "frozen",
+        "language_model": "lora",
+    }
 
 
 # --- serving --------------------------------------------------------------------------------------
 
 
 def test_vllm_is_told_what_it_needs(own: Any) -> None:
-    frozen = {"tower": "frozen", "projector": "frozen", "llm": "lora"}
+    frozen = {"vision_tower": "frozen", "projector": "frozen", "language_model": "lora"}
     smolvlm.set_max_pixels(own, 3 * 1024)
     flags = smolvlm.vllm_flags(own, max_length=512, policy=frozen)
     assert flags["serve"]["max-model-len"] == 512

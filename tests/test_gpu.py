@@ -81,7 +81,7 @@ def test_bfloat16_answers_hardly_differ(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("nf4", {"quantize": "nf4"}),
+        ("nf4", {"quantization": "nf4"}),
         ("compile", {"compile": True}),
         ("liger", {"liger": True}),
         ("checkpointing", {"gradient_checkpointing": True}),
@@ -101,11 +101,11 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
             rows(32), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
         )
         settings = SFTSettings(
-            base=str(base),
-            data="test",
+            base_model=str(base),
+            dataset="test",
             benchmark="synth",
             prompt="face_cot",
-            limits="",
+            limitations="",
             output_dir=str(folder),
             batch_size=8,
             epochs=3,
@@ -125,7 +125,7 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
 def test_grpo_trains_the_policy_that_answers(trained: Path, tmp_path: Path) -> None:
     recipe = load_script("recipes/grpo.py")
     settings = words(
-        start=trained,
+        init_from=trained,
         output_dir=tmp_path,
         n_train=64,
         n_eval=16,
@@ -153,7 +153,7 @@ def test_sharded_training_starts_on_a_gpu(strategy: str, base: Path, tmp_path: P
         "1",
         str(ROOT / "recipes/sft_cot.py"),
         *words(
-            base=base,
+            base_model=base,
             output_dir=tmp_path,
             n_train=64,
             n_eval=8,
@@ -175,7 +175,7 @@ def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
         "sft_cot_tiny",
         words(n_train=256, batch_size=128, epochs=1, output_dir=tmp_path, cache_features="false"),
     )
-    base = estimate_memory.base_config(settings.base)
+    base = estimate_memory.base_config(settings.base_model)
     processor = estimate_memory.processor_of(settings)
     seen = estimate_memory.rows_of(settings, llava, base, processor)
     (planned,) = estimate_memory.estimate(
@@ -193,7 +193,7 @@ def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
         max_length=512,
         seed=0,
     )
-    sft.train(manifest.resolve(settings.base), processor, llava, encoded, settings)
+    sft.train(manifest.resolve(settings.base_model), processor, llava, encoded, settings)
     taken = torch.cuda.max_memory_allocated() - before
     print(f"planned {planned.total / 2**20:.0f} MiB, taken {taken / 2**20:.0f}")
     assert planned.total == pytest.approx(taken, rel=0.2)

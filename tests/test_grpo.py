@@ -27,18 +27,18 @@ from vlmface.utils import config
 
 ROOT = Path(__file__).parent.parent
 TRAIN = {  # faces of other people: of those it knows by heart it says the same each time
-    "data_options": "{seed: 1}",
+    "dataset_options": "{seed: 1}",
     "temperature": 1.0,
     "n_train": 8,
     "n_eval": 4,
-    "group_size": 3,
+    "num_generations": 3,
     "batch_size": 2,
     "max_steps": 4,
     "max_new_tokens": 120,
     "learning_rate": 1e-3,
     "warmup_steps": 0,
     "save_steps": 2,
-    "samples_every": 2,
+    "completions_every": 2,
     "eval_batch_size": 4,
 }
 
@@ -48,7 +48,7 @@ def recipe(memorised: Path) -> Callable[..., int]:
     script = load_script("recipes/grpo.py")
 
     def run(output_dir: Path, *words: str, **changes: Any) -> int:
-        fixed = TRAIN | {"start": memorised, "output_dir": output_dir} | changes
+        fixed = TRAIN | {"init_from": memorised, "output_dir": output_dir} | changes
         return script.main([*(x for k, v in fixed.items() for x in (f"--{k}", str(v))), *words])
 
     return run
@@ -80,7 +80,7 @@ def test_the_adapter_is_trained_further(finished: Path, memorised: Path) -> None
     found = json.loads((finished / "vlmface.json").read_text())
     shipped = config.read(ROOT / "recipes/configs/grpo_tiny.yaml")
     assert found["recipe"] == "grpo" and found["adapter"]
-    assert found["data"]["rewards"] == shipped["rewards"]
+    assert found["dataset"]["rewards"] == shipped["rewards"]
     ours = json.loads((memorised / "vlmface.json").read_text())
     assert (found["base"], found["prompts"]) == (ours["base"], ours["prompts"])
     assert LocalModel.load(finished).predict([rows(1)[0]["image"]])[0].text
@@ -145,7 +145,7 @@ def test_two_and_two_steps_are_four(
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     finished: Path, memorised: Path, tmp_path: Path
 ) -> None:
-    words = TRAIN | {"start": memorised, "output_dir": tmp_path}
+    words = TRAIN | {"init_from": memorised, "output_dir": tmp_path}
     command = [sys.executable, str(ROOT / "recipes/grpo.py")]
     command += [word for name, value in words.items() for word in (f"--{name}", str(value))]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -184,8 +184,8 @@ def test_the_first_step_is_the_same_however_it_is_computed(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"beta": 0.1}, {"iterations": 2}, {"loss_type": "dr_grpo", "scale_rewards": "batch"}],
-    ids=["beta", "iterations", "dr_grpo"],
+    [{"beta": 0.1}, {"num_iterations": 2}, {"loss_type": "dr_grpo", "scale_rewards": "batch"}],
+    ids=["beta", "num_iterations", "dr_grpo"],
 )
 def test_other_objectives(
     recipe: Callable[..., int], tmp_path: Path, changes: dict[str, Any], memorised: Path
@@ -216,11 +216,11 @@ def test_faces_without_a_signal_are_counted(memorised: Path) -> None:
 
 def settings_for(start: Path, **changes: Any) -> grpo.Settings:
     words: dict[str, Any] = {
-        "start": str(start),
-        "data": "synth",
+        "init_from": str(start),
+        "dataset": "synth",
         "benchmark": "synth",
         "rewards": {"format": 1},
-        "limits": "",
+        "limitations": "",
         "output_dir": "o",
     }
     return grpo.Settings(**words | changes)
@@ -229,11 +229,11 @@ def settings_for(start: Path, **changes: Any) -> grpo.Settings:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group_size": 1}, "group_size is 1"),
+        ({"num_generations": 1}, "num_generations is 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"temperature": 0}, "temperature is 0, but must be a number above 0"),
-        ({"top_p": 0.9, "iterations": 2}, r"top_p 0\.9 with iterations 2"),
-        ({"save_steps": 5, "iterations": 2}, "must be a multiple of iterations"),
+        ({"top_p": 0.9, "num_iterations": 2}, r"top_p 0\.9 with num_iterations 2"),
+        ({"save_steps": 5, "num_iterations": 2}, "must be a multiple of num_iterations"),
     ],
 )
 def test_settings_that_cannot_work(memorised: Path, changes: dict[str, Any], message: str) -> None:
@@ -245,7 +245,7 @@ def test_where_it_may_start(memorised: Path, base: Path) -> None:
     found = grpo.start_of(settings_for(memorised))
     assert found.run == memorised and found.prompt.id == "face_cot"
     bare = grpo.start_of(settings_for(base, prompt="face_cot"))
-    assert bare.run is None and bare.policy["llm"] == "lora"
+    assert bare.run is None and bare.policy["language_model"] == "lora"
     with pytest.raises(UserError, match="is not a vlmface run"):
         grpo.start_of(settings_for(base))
     with pytest.raises(UserError, match="was trained with face_cot, not with prompt expllm"):

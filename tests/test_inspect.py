@@ -108,7 +108,7 @@ def without_long_rows(task: Task, limit: int) -> Task:
 
 CASES: dict[str, tuple[str, list[str]]] = {
     "sft_cot": ("sft_cot_tiny", []),
-    "sft_attributes": ("sft_attributes_tiny", ["--balance", "labels"]),
+    "sft_attributes": ("sft_attributes_tiny", ["--balance_by", "labels"]),
     "context_emotion": ("context_vlm_tiny", ["--label_space", "null"]),
 }
 
@@ -123,14 +123,14 @@ def test_the_rows_are_those_that_training_encodes(
     texts.write_text('{"question": "Who is it?", "answer": "The model cannot tell."}\n')
     yaml, words = CASES[recipe]
     words = [
-        "--base",
+        "--base_model",
         str(base),
         "--n_train",
         "16",
         "--n_eval",
         "4",
         *words,
-        "--text_data",
+        "--text_only_data",
         str(texts),
         "--output_dir",
         str(tmp_path / "run"),
@@ -163,21 +163,29 @@ def test_trained_weights_are_those_of_the_run(run_dir: Path) -> None:
     content = json.loads((run_dir / "settings.json").read_text())
     settings = SFTSettings(**content)
     model = estimate_memory.build(
-        estimate_memory.base_config(settings.base), llava, settings, torch.float32
+        estimate_memory.base_config(settings.base_model), llava, settings, torch.float32
     )
     found = estimate_memory.parameters(model, llava)
     train = json.loads((run_dir / "metrics.json").read_text())["train"]
     entries = [entry for kinds in found.values() for entry in kinds.values()]
     assert sum(entry[0] for entry in entries) == train["trainable"]
     assert sum(entry[1] for entry in entries) == train["parameters"]
-    assert set(found) == {"tower", "projector", "llm", "embeddings"}
-    assert found["tower"]["q_proj"][0] == 0 < found["tower"]["q_proj (LoRA)"][0]
+    assert set(found) == {"vision_tower", "projector", "language_model", "embeddings"}
+    assert found["vision_tower"]["q_proj"][0] == 0 < found["vision_tower"]["q_proj (LoRA)"][0]
     assert found["projector"]["linear_1 (copy)"][0] == found["projector"]["linear_1"][1]
     assert found["embeddings"]["embed_tokens (rows)"][0] == found["embeddings"]["embed_tokens"][1]
 
 
 def test_the_command(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--base", str(base), "--n_train", "12", "--max_length=400", "--tower", "frozen"]
+    words = [
+        "--base_model",
+        str(base),
+        "--n_train",
+        "12",
+        "--max_length=400",
+        "--vision_tower",
+        "frozen",
+    ]
     assert main(["inspect", "--n", "2", *words, "--cache_features"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("<image> x 16") == 2 and "\033" not in shown
@@ -191,7 +199,7 @@ def test_the_command(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_settings_are_checked_as_in_the_recipe(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", "--base", str(base), "--n_trian", "12"]) == 2
+    assert main(["inspect", "--base_model", str(base), "--n_trian", "12"]) == 2
     assert "'n_trian' (did you mean 'n_train'?)" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["predict", "a.jpg", "--model", "b", "--n_train", "12"])

@@ -178,7 +178,7 @@ def test_any_answers_get_the_figures_of_our_own_evaluation(
     fields = {k: v for k, v in dataclasses.asdict(benchmark).items() if v is not None}
     protocol.write_text(yaml.safe_dump(fields), encoding="utf-8")
     files = ",".join(str(prompt_file(prompt, tmp_path)) for prompt in asked)
-    words = ("--benchmarks", protocol, "--data_root", root, "--prompt", files)
+    words = ("--benchmarks", protocol, "--dataset_root", root, "--prompt", files)
     assert generate("--output_dir", out, *words) == 0
     rows = benchmarks.load_rows(benchmark, str(root), None)
     assert f"vlmface_{name}: {len(rows)} faces, asked" in capsys.readouterr().out
@@ -314,12 +314,12 @@ def test_what_is_wrong_is_named(tmp_path: Path, generate: Callable[..., int]) ->
         generate(*out, "--benchmarks", "rafbd")
     with pytest.raises(UserError, match=r"rafdb needs the root of your copy .*none was given"):
         generate(*out, "--benchmarks", "rafdb")
-    with pytest.raises(UserError, match="data_root is /data, but no benchmark is named"):
-        generate(*out, "--data_root", "/data")
+    with pytest.raises(UserError, match="dataset_root is /data, but no benchmark is named"):
+        generate(*out, "--dataset_root", "/data")
     with pytest.raises(UserError, match="ask expllm for emotion7, but benchmark synth scores"):
         generate(*out, "--benchmarks", "synth", "--prompt", "expllm")
     with pytest.raises(UserError, match="benchmark mafw scores mafw11"):
-        generate(*out, "--benchmarks", "mafw", "--data_root", tmp_path)
+        generate(*out, "--benchmarks", "mafw", "--dataset_root", tmp_path)
     spaced = few(tmp_path)
     spaced.write_text(spaced.read_text().replace("id: few", "id: a few"))
     with pytest.raises(UserError, match="has the id 'a few': lmms-eval's names"):

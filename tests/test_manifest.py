@@ -24,9 +24,9 @@ def run(tmp_path: Path, base: Path, processor: Any) -> Path:
     manifest.Manifest(
         recipe="sft_cot",
         family="llava",
-        base={"id": str(base), "sha": manifest.weights_sha(base)},
+        base_model={"id": str(base), "sha": manifest.weights_sha(base)},
         adapter=True,
-        trainable={"tower": "frozen", "projector": "full", "llm": "lora"},
+        trainable={"vision_tower": "frozen", "projector": "full", "language_model": "lora"},
         prompts=[manifest.prompt_entry(PROMPT)],
         au_set=[1, 12],
         image={"height": 32, "width": 32, "tokens": 16},
@@ -34,9 +34,9 @@ def run(tmp_path: Path, base: Path, processor: Any) -> Path:
         weights={"adapter_model.safetensors": "0" * 64},
         max_length=512,
         generation={"max_new_tokens": 24},
-        data={"name": "synth", "n": 8, "fingerprint": "0"},
+        dataset={"name": "synth", "n": 8, "fingerprint": "0"},
         seed=0,
-        limits="rendered faces only",
+        limitations="rendered faces only",
     ).save(folder)
     return folder
 
@@ -49,7 +49,7 @@ def test_what_is_saved_is_loaded(run: Path, base: Path) -> None:
     found, (prompt,) = manifest.load(run)
     assert dataclasses.asdict(prompt) == dataclasses.asdict(PROMPT)
     assert prompt.sha == PROMPT.sha
-    assert found.limits == "rendered faces only"
+    assert found.limitations == "rendered faces only"
     assert manifest.resolve_base(found, run) == base
     assert manifest.is_run(run) and not manifest.is_run(base)
 
@@ -101,13 +101,13 @@ def test_a_foreign_or_broken_file(run: Path, base: Path) -> None:
 
 def test_a_base_that_is_gone_or_changed(run: Path, tmp_path: Path) -> None:
     found, _ = manifest.load(run)
-    gone = dataclasses.replace(found, base={"id": str(tmp_path / "gone"), "sha": "0"})
+    gone = dataclasses.replace(found, base_model={"id": str(tmp_path / "gone"), "sha": "0"})
     with pytest.raises(
         UserError, match=r"the adapter in .* needs its base model .*gone', which is"
     ):
         manifest.resolve_base(gone, run)
-    other = dataclasses.replace(found, base={**found.base, "sha": "0123456789ab"})
-    with pytest.raises(UserError, match=rf"{found.base['sha']}, but .* with 0123456789ab"):
+    other = dataclasses.replace(found, base_model={**found.base_model, "sha": "0123456789ab"})
+    with pytest.raises(UserError, match=rf"{found.base_model['sha']}, but .* with 0123456789ab"):
         manifest.resolve_base(other, run)
 
 

@@ -201,17 +201,19 @@ def test_readings_are_scored_apart() -> None:
     ]
     found = scoring_modes.summarise(rows, SPACE)
     assert {name: block["accuracy"] for name, block in found.items()} == {
-        "free": 1,
-        "rationale": 0,
-        "scored": 0,
-        "scored_mean": 0,
-        "scored_prior": 1,  # all are equally likely then, and anger is the first
+        "generated": 1,
+        "after_rationale": 0,
+        "likelihood": 0,
+        "likelihood_per_token": 0,
+        "likelihood_minus_prior": 1,  # all are equally likely then, and anger is the first
     }
-    assert "calibration" not in found["free"] and found["scored"]["calibration"]["top2"] == 1
+    assert (
+        "calibration" not in found["generated"] and found["likelihood"]["calibration"]["top2"] == 1
+    )
     nothing_written = [one | {"text": ""} for one in rows]
     assert set(scoring_modes.summarise(nothing_written, SPACE)) == set(scoring_modes.NAMES[2:])
     without = [{**one, "probabilities": None, "scores": None} for one in rows]
-    assert set(scoring_modes.summarise(without, SPACE)) == {"free"}
+    assert set(scoring_modes.summarise(without, SPACE)) == {"generated"}
 
 
 def test_calibration_error_equals_a_loop_over_bins() -> None:
@@ -234,7 +236,7 @@ def test_calibration_error_equals_a_loop_over_bins() -> None:
 
 def test_shape_of_the_file() -> None:
     got = metrics.summarise(random_rows(50, 0), SPACE, AUS, about=ABOUT)
-    assert got["schema"] == 1
+    assert got["schema"] == 2
     assert {k: got[k] for k in ABOUT} == ABOUT
     assert got["n"] == 50
     assert set(got["emotion"]) >= {"accuracy", "uar", "f1_macro", "ci95"}

@@ -41,11 +41,11 @@ def losses(folder: Path) -> list[float]:
 
 def train(base: Path, folder: Path, **changes: Any) -> list[float]:
     fixed: dict[str, Any] = {
-        "base": str(base),
-        "data": "test",
+        "base_model": str(base),
+        "dataset": "test",
         "benchmark": "synth",
         "prompt": "face_cot",
-        "limits": "",
+        "limitations": "",
         "output_dir": str(folder),
         "batch_size": 4,
         "epochs": 2,
@@ -68,7 +68,12 @@ def train(base: Path, folder: Path, **changes: Any) -> list[float]:
 def test_every_family_trains_with_and_without_kept_features(
     checkpoint: Path, tmp_path: Path, embeddings: bool
 ) -> None:
-    policy = {"tower": "frozen", "projector": "full", "llm": "lora", "train_embeddings": embeddings}
+    policy = {
+        "vision_tower": "frozen",
+        "projector": "full",
+        "language_model": "lora",
+        "train_embeddings": embeddings,
+    }
     kept = train(checkpoint, tmp_path / "kept", cache_features=True, **policy)
     pixels = train(checkpoint, tmp_path / "pixels", cache_features=False, **policy)
     assert kept == pytest.approx(pixels, rel=2e-3)
@@ -78,19 +83,21 @@ def test_every_family_trains_with_and_without_kept_features(
 
 
 def test_every_family_trains_a_tower(checkpoint: Path, tmp_path: Path) -> None:
-    found = train(checkpoint, tmp_path, tower="lora", projector="lora", llm="lora")
+    found = train(
+        checkpoint, tmp_path, vision_tower="lora", projector="lora", language_model="lora"
+    )
     assert found[-1] < found[0]
 
 
 def test_rollouts_are_rounded_as_the_loss_is(memorised: Path, tmp_path: Path) -> None:
     recipe = load_script("recipes/grpo.py")
     words = {
-        "start": memorised,
+        "init_from": memorised,
         "output_dir": tmp_path,
-        "data_options": "{seed: 1}",
+        "dataset_options": "{seed: 1}",
         "n_train": 8,
         "n_eval": 4,
-        "group_size": 3,
+        "num_generations": 3,
         "batch_size": 2,
         "max_steps": 2,
         "max_new_tokens": 60,

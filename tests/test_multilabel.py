@@ -273,13 +273,13 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
     assert scored["scores"]["prior"] == dict.fromkeys(EMOTIC.labels, -2.0)
     free = answering.line(sample(2, None), benchmark, PROMPT, written)
     assert free["truth"]["labels"] is None and "affect" not in free["truth"]
-    scores = evaluation.score([both], benchmark, [PROMPT], model="m", mode="both")
+    scores = evaluation.score([both], benchmark, [PROMPT], model="m", scoring="both")
     assert scores["labels"]["exact_match"] == 1 and scores["labels"]["map"] == 1
     assert "mAP 1.000, label F1 1.000" in evaluation.summary(scores)
     assert scores["labels"]["no_ci95"].startswith("1 annotated face: too few")
     assert "valid answers 100.0%" in evaluation.summary(scores)
-    scores = evaluation.score([scored], benchmark, [PROMPT], model="m", mode="score")
-    assert scores["mode"] == "scored" and scores["labels"]["map"] == 1
+    scores = evaluation.score([scored], benchmark, [PROMPT], model="m", scoring="likelihood")
+    assert scores["scoring"] == "likelihood" and scores["labels"]["map"] == 1
     assert "exact_match" not in scores["labels"]
     assert "valid answers" not in evaluation.summary(scores)
 
@@ -291,9 +291,9 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
     assert table[0]["true_arousal"] == -0.25 and table[0]["ll_Peace"] == -1.0
 
 
-def run_of(folder: Path, rows: list[dict[str, Any]], mode: str = "free") -> Path:
+def run_of(folder: Path, rows: list[dict[str, Any]], scoring: str = "generated") -> Path:
     folder.mkdir()
-    scores = metrics.summarise(rows, EMOTIC, (), about=(ABOUT | {"mode": mode}))
+    scores = metrics.summarise(rows, EMOTIC, (), about=(ABOUT | {"scoring": scoring}))
     (folder / "metrics.json").write_text(json.dumps(scores), encoding="utf-8")
     write_lines(folder / "predictions.jsonl", rows)
     return folder
@@ -323,7 +323,7 @@ def test_the_report_and_the_comparison_show_them(tmp_path: Path) -> None:
     assert len(shown) == report.FACES  # all are wrong, and as many are shown
     assert all(r["text"] in page for r in shown)
     scored = [r | {"labels": None, "status": "none", "text": ""} for r in first]
-    quiet = run_of(tmp_path / "scored", scored, "scored")
+    quiet = run_of(tmp_path / "scored", scored, "likelihood")
     page = report.write_report(quiet, images=faces(scored)).read_text(encoding="utf-8")
     assert "mean average precision" in page and "Jaccard index, mean" not in page
     assert "valid answers" not in page

@@ -31,14 +31,14 @@ MIB = 2**20
 
 
 def settings_for(base: Path, *words: str) -> SFTSettings:
-    fixed = ["--base", str(base), "--n_train", "12", "--batch_size", "4"]
+    fixed = ["--base_model", str(base), "--n_train", "12", "--batch_size", "4"]
     return settings_from("sft_cot_tiny", [*fixed, *words])
 
 
 def rows_for(settings: SFTSettings) -> estimate_memory.Rows:
     processor = estimate_memory.processor_of(settings)
     return estimate_memory.rows_of(
-        settings, llava, estimate_memory.base_config(settings.base), processor
+        settings, llava, estimate_memory.base_config(settings.base_model), processor
     )
 
 
@@ -79,7 +79,7 @@ def real_peak(
 
 def simulated_peak(settings: SFTSettings, family: Any, batch: dict[str, torch.Tensor]) -> int:
     model = estimate_memory.build(
-        estimate_memory.base_config(settings.base), family, settings, torch.float32
+        estimate_memory.base_config(settings.base_model), family, settings, torch.float32
     )
     return simulate_memory.step_bytes(
         model,
@@ -95,7 +95,7 @@ def simulated_peak(settings: SFTSettings, family: Any, batch: dict[str, torch.Te
     [
         ("--lora_dropout", "0.1"),
         ("--gradient_checkpointing", "true"),
-        ("--tower", "full", "--projector", "full", "--llm", "full"),
+        ("--vision_tower", "full", "--projector", "full", "--language_model", "full"),
         ("--gradient_accumulation", "2"),
     ],
 )
@@ -128,11 +128,11 @@ def test_every_family_is_simulated(name: str, tmp_path: Path) -> None:
             tmp_path,
             "--train_embeddings",
             "false",
-            "--tower",
+            "--vision_tower",
             policy,
             "--projector",
             "full",
-            "--llm",
+            "--language_model",
             "full" if policy == "full" else "lora",
             *(() if policy == "full" else ("--lora_dropout", "0")),
         )
@@ -141,7 +141,7 @@ def test_every_family_is_simulated(name: str, tmp_path: Path) -> None:
     found = estimate_memory.estimate(
         settings,
         family,
-        estimate_memory.base_config(settings.base),
+        estimate_memory.base_config(settings.base_model),
         estimate_memory.Rows(
             2, 2, [encode.encode(processor, family, messages, picture(0), answers[0])], collate
         ),
@@ -157,7 +157,7 @@ def test_every_family_is_simulated(name: str, tmp_path: Path) -> None:
 
 def test_checkpointing_and_batch_size_matter_as_they_should(base: Path) -> None:
     settings = settings_for(base, "--cache_features", "false")
-    rows, config = rows_for(settings), estimate_memory.base_config(settings.base)
+    rows, config = rows_for(settings), estimate_memory.base_config(settings.base_model)
 
     def activations(**changes: Any) -> float:
         changed = dataclasses.replace(settings, **changes)
@@ -178,10 +178,10 @@ def test_checkpointing_and_batch_size_matter_as_they_should(base: Path) -> None:
 def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
     settings = settings_for(base)
     assert settings.cache_features
-    rows, config = rows_for(settings), estimate_memory.base_config(settings.base)
+    rows, config = rows_for(settings), estimate_memory.base_config(settings.base_model)
     cached = estimate_memory.estimate(settings, llava, config, rows, gpu=False, processes=1)
     pixels = estimate_memory.estimate(
-        dataclasses.replace(settings, cache_features=False, tower="lora"),
+        dataclasses.replace(settings, cache_features=False, vision_tower="lora"),
         llava,
         config,
         rows,
@@ -198,7 +198,7 @@ def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
 
 def test_processes_share_what_their_strategy_shares(base: Path) -> None:
     settings = settings_for(base, "--cache_features", "false")
-    config, rows = estimate_memory.base_config(settings.base), rows_for(settings)
+    config, rows = estimate_memory.base_config(settings.base_model), rows_for(settings)
     found = estimate_memory.estimate(settings, llava, config, rows, gpu=True, processes=4)
     model = estimate_memory.build(config, llava, settings, torch.bfloat16)
     moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -213,7 +213,7 @@ def test_processes_share_what_their_strategy_shares(base: Path) -> None:
 
 def test_the_cache_grows_with_batch_and_answer(base: Path) -> None:
     settings = settings_for(base, "--eval_batch_size", "3", "--max_new_tokens", "50")
-    rows, config = rows_for(settings), estimate_memory.base_config(settings.base)
+    rows, config = rows_for(settings), estimate_memory.base_config(settings.base_model)
     found = estimate_memory.estimate(settings, llava, config, rows, gpu=False, processes=1)
     length = rows.prompts(3)["input_ids"].shape[1] + 50
     # keys and values x layers x batch x tokens x width x bytes
@@ -221,8 +221,8 @@ def test_the_cache_grows_with_batch_and_answer(base: Path) -> None:
 
 
 def test_quantised_weights_take_four_bits(base: Path) -> None:
-    settings = settings_for(base, "--quantize", "nf4", "--train_embeddings", "false")
-    config = estimate_memory.base_config(settings.base)
+    settings = settings_for(base, "--quantization", "nf4", "--train_embeddings", "false")
+    config = estimate_memory.base_config(settings.base_model)
     model = estimate_memory.build(config, llava, settings, torch.bfloat16)
     linear = sum(
         p.numel()
@@ -276,7 +276,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_config_json_is_enough(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config", "sft_cot_llava", "--base", str(bare), "--n_train", "12271"]
+    words = ["--config", "sft_cot_llava", "--base_model", str(bare), "--n_train", "12271"]
     words += ["--eval_batch_size", "1"]
     assert main(["plan", "--gpu", "24GB", *words]) == 0
     shown = capsys.readouterr().out
@@ -286,14 +286,14 @@ def test_config_json_is_enough(bare: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["plan", "--gpu", "4 GiB", *words, "--batch_size", "4"]) == 1
     shown = capsys.readouterr().out
     assert re.search(r"batch_size: 1, gradient_accumulation: 64 +\d+\.\d+  fits\n", shown)
-    assert "quantize" not in shown  # no more than is needed
+    assert "quantization" not in shown  # no more than is needed
     assert main(["plan", "--gpu", "2GB", *words]) == 1
     shown = capsys.readouterr().out
-    assert re.search(r"quantize: nf4 +\d+\.\d+  fits\n", shown)
+    assert re.search(r"quantization: nf4 +\d+\.\d+  fits\n", shown)
 
 
 def test_what_is_missing_is_said(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config", "sft_cot_llava", "--base", str(bare)]
+    words = ["--config", "sft_cot_llava", "--base_model", str(bare)]
     assert main(["plan", "--gpu", "much", *words]) == 2
     assert "write it as 24GB" in capsys.readouterr().err
     assert main(["plan", "--gpu", "24GB", *words, "--max_length", "600"]) == 2
@@ -309,8 +309,8 @@ def test_a_processor_is_enough_where_sizes_decide(
     """Without the data, a photograph and rows of the full length are assumed."""
     family = qwen_vl if name == "qwen" else smolvlm
     family.build_tiny(tmp_path, [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20)
-    words = ["--config", f"sft_cot_{name}", "--base", str(tmp_path), "--max_pixels", "16384"]
-    words += ["--gradient_checkpointing", "false", "--data_root", str(tmp_path / "no_data")]
+    words = ["--config", f"sft_cot_{name}", "--base_model", str(tmp_path), "--max_pixels", "16384"]
+    words += ["--gradient_checkpointing", "false", "--dataset_root", str(tmp_path / "no_data")]
     assert main(["plan", "--gpu", "24GB", *words]) == 0
     shown = capsys.readouterr().out
     assert "data not read: " in shown and "assumed" in shown
@@ -334,7 +334,7 @@ def test_measuring_takes_real_steps(base: Path) -> None:
 
 
 def test_on_a_cpu_the_tensors_are_estimated(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--base", str(base), "--n_train", "12", "--batch_size", "4"]) == 0
+    assert main(["plan", "--base_model", str(base), "--n_train", "12", "--batch_size", "4"]) == 0
     shown = capsys.readouterr().out
     for part in ("weights", "gradients", "optimiser", "activations"):
         assert re.search(rf"^  {part} +\d+\.\d+$", shown, re.MULTILINE), part

@@ -42,9 +42,9 @@ def table(data: Any, wrong: set[int], path: Path) -> None:
 def shift_of(labels: Path, folder: Path) -> dict[str, Any]:
     """Train on a table; how much more often the model calls faces of GROUP angry."""
     words = {
-        "data": "table",
-        "data_root": labels,
-        "data_options": '{aus: "AU*", au_values: intensity}',
+        "dataset": "table",
+        "dataset_root": labels,
+        "dataset_options": '{aus: "AU*", au_values: intensity}',
         "prompt": PROMPTS,
         "n_eval": 16,
         "output_dir": folder,

@@ -43,15 +43,15 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 def as_run(folder: Path) -> Path:
     """The folder of a checkpoint as that of a run that trained all of it."""
     settings = SFTSettings(
-        base=str(folder),
-        data="synth",
+        base_model=str(folder),
+        dataset="synth",
         benchmark="synth",
         prompt="face_cot",
-        limits="none",
+        limitations="none",
         output_dir=str(folder),
-        tower="full",
+        vision_tower="full",
         projector="full",
-        llm="full",
+        language_model="full",
         max_new_tokens=24,
     )
     family = families.get(families.family_of(folder))
@@ -65,8 +65,8 @@ def as_run(folder: Path) -> Path:
         processor=processor,
         prompts=[PROMPT],
         policy=settings.policy,
-        crop=None,
-        frames=1,
+        views=None,
+        num_frames=1,
         max_length=settings.max_length,
     )
     sft.write_manifest("test", settings, model, [12], data)

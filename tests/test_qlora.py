@@ -17,14 +17,23 @@ from torch import nn
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import UserError
-from vlmface.families import quantize
+from vlmface.families import quantization
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 from vlmface.train import sft
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 
-QLORA = ("--quantize", "nf4", "--tower", "frozen", "--projector", "full", "--llm", "lora")
+QLORA = (
+    "--quantization",
+    "nf4",
+    "--vision_tower",
+    "frozen",
+    "--projector",
+    "full",
+    "--language_model",
+    "lora",
+)
 
 
 def quantised(model: nn.Module) -> set[str]:
@@ -41,13 +50,13 @@ def losses(folder: Path) -> list[float]:
 
 def settings_for(base: Path, folder: Path, **changes: Any) -> SFTSettings:
     fixed: dict[str, Any] = {
-        "base": str(base),
-        "data": "test",
+        "base_model": str(base),
+        "dataset": "test",
         "benchmark": "synth",
         "prompt": "face_cot",
-        "limits": "",
+        "limitations": "",
         "output_dir": str(folder),
-        "quantize": "nf4",
+        "quantization": "nf4",
         "batch_size": 4,
         "epochs": 1,
         "learning_rate": 5e-3,
@@ -70,18 +79,18 @@ def train(base: Path, folder: Path, n: int = 16, **changes: Any) -> dict[str, An
 
 
 def test_the_language_model_is_quantised_and_nothing_else(base: Path) -> None:
-    plain, model = llava.load_model(base), llava.load_model(base, quantize="nf4")
-    llm = {name for name in linear(plain) if "language_model" in name}
-    assert len(llm) == 14  # 7 in each of two layers
-    assert quantised(model) == llm
-    assert linear(plain) - llm == linear(model) - quantised(model)
+    plain, model = llava.load_model(base), llava.load_model(base, quantization="nf4")
+    language_model = {name for name in linear(plain) if "language_model" in name}
+    assert len(language_model) == 14  # 7 in each of two layers
+    assert quantised(model) == language_model
+    assert linear(plain) - language_model == linear(model) - quantised(model)
     assert any("vision_tower" in name for name in linear(model) - quantised(model))
     assert "lm_head" in linear(model) - quantised(model)
     assert model.lm_head.weight.dtype == torch.float32
 
 
 def test_transformers_alone_would_quantise_the_tower(base: Path) -> None:
-    """Why `quantize.options` names what to leave out."""
+    """Why `quantization.options` names what to leave out."""
     from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
     model = LlavaForConditionalGeneration.from_pretrained(
@@ -92,7 +101,7 @@ def test_transformers_alone_would_quantise_the_tower(base: Path) -> None:
 
 
 def test_nothing_is_quantised_unless_asked() -> None:
-    assert quantize.options(None, llava.MODULE_PATHS, dtype=None, device=None) == {}
+    assert quantization.options(None, llava.MODULE_PATHS, dtype=None, device=None) == {}
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -156,7 +165,7 @@ def test_what_it_learnt_holds_for_the_base_that_is_not_quantised(
         with torch.no_grad():
             return float(model(**batch).loss)
 
-    in_4_bits = loss(PeftModel.from_pretrained(llava.load_model(base, quantize="nf4"), folder))
+    in_4_bits = loss(PeftModel.from_pretrained(llava.load_model(base, quantization="nf4"), folder))
     whole = loss(PeftModel.from_pretrained(llava.load_model(base, dtype=torch.float32), folder))
     untrained = loss(llava.load_model(base, dtype=torch.float32))
     assert whole < untrained - 2
@@ -223,8 +232,8 @@ def test_a_run_says_how_its_base_was_kept_and_is_loaded_without_that(
 ) -> None:
     words = ("--n_train", "16", "--epochs", "1", "--n_eval", "4", "--max_new_tokens", "4")
     assert sft_cot(tmp_path, *words, *QLORA) == 0
-    assert manifest.load(tmp_path)[0].quantize == "nf4"
-    assert manifest.load(run_dir)[0].quantize is None
+    assert manifest.load(tmp_path)[0].quantization == "nf4"
+    assert manifest.load(run_dir)[0].quantization is None
     for merge in (False, True):
         model = LocalModel.load(tmp_path, merge=merge).model
         assert not quantised(model)
@@ -236,8 +245,11 @@ def test_a_run_says_how_its_base_was_kept_and_is_loaded_without_that(
 
 @pytest.mark.parametrize("policy", ["full", "frozen"])
 def test_only_lora_can_train_over_4_bits(policy: str, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"quantize is nf4, but llm is {policy}.*set llm: lora"):
-        train(base, tmp_path, llm=policy)
+    with pytest.raises(
+        UserError,
+        match=f"quantization is nf4, but language_model is {policy}.*set language_model: lora",
+    ):
+        train(base, tmp_path, language_model=policy)
 
 
 def test_without_bitsandbytes_it_says_what_to_install(
@@ -250,4 +262,4 @@ def test_without_bitsandbytes_it_says_what_to_install(
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     with pytest.raises(UserError, match=r"bitsandbytes is not installed: pip install 'vlmface\["):
-        llava.load_model(base, quantize="nf4")
+        llava.load_model(base, quantization="nf4")

@@ -93,7 +93,7 @@ def test_every_number_declares_a_range(name: str, field_: str, kind: Any) -> Non
 def sample(name: str) -> dict[str, Any]:
     """Values of the required fields of a class of settings."""
     known = {
-        "data": "synth",
+        "dataset": "synth",
         "benchmark": "synth",
         "benchmarks": ["synth"],
         "prompt": "face_cot",
@@ -234,31 +234,51 @@ def made(name: str, **changes: Any) -> Any:
         ("clip_finetune", {"save_steps": 15}, "save_steps is 15"),
         ("clip_captions", {"save_steps": 15}, "save_steps is 15"),
         ("grpo", {"save_steps": 3, "logging_steps": 2}, "save_steps is 3"),
-        ("grpo", {"max_steps": 10, "warmup_steps": 11, "schedule": "linear"}, "warmup_steps is 11"),
+        (
+            "grpo",
+            {"max_steps": 10, "warmup_steps": 11, "lr_scheduler": "linear"},
+            "warmup_steps is 11",
+        ),
         ("grpo", {"max_length": 100, "max_new_tokens": 100}, "no room is left"),
         ("grpo", {"rewards": {"format": math.nan}}, "reward format: weight is nan"),
         ("grpo", {"rewards": {"repetition": {"n": 2.5}}}, "reward repetition: n is 2.5"),
         (
             "sft_cot",
-            {"tower": "frozen", "projector": "frozen", "llm": "frozen"},
+            {"vision_tower": "frozen", "projector": "frozen", "language_model": "frozen"},
             "nothing would be",
         ),
-        ("context_vlm", {"projector": "frozen", "llm": "frozen"}, "nothing would be trained"),
-        ("grpo", {"llm": "frozen"}, "nothing would be trained"),
+        (
+            "context_vlm",
+            {"projector": "frozen", "language_model": "frozen"},
+            "nothing would be trained",
+        ),
+        ("grpo", {"language_model": "frozen"}, "nothing would be trained"),
         ("clip_finetune", {"head": "text"}, "nothing would be trained"),
-        ("clip_captions", {"image": "frozen", "text": "frozen"}, "nothing would be trained"),
+        (
+            "clip_captions",
+            {"image_tower": "frozen", "text_tower": "frozen"},
+            "nothing would be trained",
+        ),
         ("clip_captions", {"batch_size": 1}, "batch_size is 1"),
         ("clip_captions", {"probe_splits": ["test", "test"]}, "probe_splits is"),
-        ("clip_finetune", {"frames": 4}, "time is none"),
-        ("clip_finetune", {"learning_rates": {"time": 1.0}}, "learning_rates has time, but has no"),
-        ("clip_finetune", {"schedule": "steps", "milestones": [5, 12]}, "milestones has 12"),
+        ("clip_finetune", {"num_frames": 4}, "temporal is none"),
+        (
+            "clip_finetune",
+            {"learning_rates": {"temporal": 1.0}},
+            "learning_rates has temporal, but has no",
+        ),
+        ("clip_finetune", {"lr_scheduler": "steps", "milestones": [5, 12]}, "milestones has 12"),
         ("run", {"served": "NAME"}, "served is NAME, but x is not a server's URL"),
-        ("run", {"mode": "loud"}, "mode is 'loud', but must be generate | score | both"),
+        ("run", {"scoring": "loud"}, "scoring is 'loud', but must be generate | likelihood | both"),
         ("sweep", {"by": "luck"}, "by is 'luck'"),
         ("facial_r1_loop", {"sft": {"n_eval": 4}}, "sft has n_eval 4 and grpo None"),
-        ("facial_r1_loop", {"grpo": {"group_size": 1}}, "grpo: group_size is 1"),
+        ("facial_r1_loop", {"grpo": {"num_generations": 1}}, "grpo: num_generations is 1"),
         ("facial_r1_loop", {"synthesize": {"model": "runs/x"}}, "synthesize has model, which the"),
-        ("facial_r1_loop", {"sft": {"balance": "tasks"}}, "sft: balance is 'tasks', but has no"),
+        (
+            "facial_r1_loop",
+            {"sft": {"balance_by": "tasks"}},
+            "sft: balance_by is 'tasks', but has no",
+        ),
         ("facial_r1_loop", {"sft": {"blance": "tasks"}}, "sft: there is no setting 'blance'"),
         (
             "facial_r1_loop",
@@ -268,36 +288,44 @@ def made(name: str, **changes: Any) -> Any:
         # options of data sets
         (
             "sft_cot",
-            {"data_options": {"n": 5}},
+            {"dataset_options": {"n": 5}},
             "'n' (5), which is a setting of its own: use n_train",
         ),
-        ("grpo", {"data_options": {"split": "test"}}, "use data_split"),
-        ("clip_finetune", {"data_options": {"root": "/x"}}, "use data_root"),
-        ("synthesize", {"data_options": {"n": 5}}, "which is a setting of its own: use n"),
-        ("sft_cot", {"data_options": {"sede": 1}}, "no option 'sede' (did you mean 'seed'?)"),
+        ("grpo", {"dataset_options": {"split": "test"}}, "use dataset_split"),
+        ("clip_finetune", {"dataset_options": {"root": "/x"}}, "use dataset_root"),
+        ("synthesize", {"dataset_options": {"n": 5}}, "which is a setting of its own: use n"),
+        ("sft_cot", {"dataset_options": {"sede": 1}}, "no option 'sede' (did you mean 'seed'?)"),
         (
             "sft_cot",
-            {"data_options": {"seed": -1}},
-            "data_options: seed is -1, but must be a whole",
+            {"dataset_options": {"seed": -1}},
+            "dataset_options: seed is -1, but must be a whole",
         ),
-        ("sft_cot", {"data_options": {"seed": "one"}}, "data_options: seed is 'one'"),
-        ("sft_cot", {"data_options": {"seed": True}}, "data_options: seed is True"),
-        ("sft_cot", {"data_options": {5: 1}}, "synth has no option 5"),
-        ("sft_cot", {"data": "nothing"}, "there is no data set 'nothing'"),
+        ("sft_cot", {"dataset_options": {"seed": "one"}}, "dataset_options: seed is 'one'"),
+        ("sft_cot", {"dataset_options": {"seed": True}}, "dataset_options: seed is True"),
+        ("sft_cot", {"dataset_options": {5: 1}}, "synth has no option 5"),
+        ("sft_cot", {"dataset": "nothing"}, "there is no data set 'nothing'"),
         (
             "sft_cot",
-            {"data": "bp4d", "data_options": {"aus": "1"}},
+            {"dataset": "bp4d", "dataset_options": {"aus": "1"}},
             "must be a list of whole numbers",
         ),
-        ("sft_cot", {"data": "bp4d", "data_options": {"aus": [1, "2"]}}, "a list of whole numbers"),
-        ("sft_cot", {"data": "table", "data_options": {"columns": ["image"]}}, "a mapping"),
-        ("sft_cot", {"data": "dfew", "data_options": {"frames": 0}}, "frames is 0, but must be"),
         (
             "sft_cot",
-            {"data": "mix.yaml", "data_options": {"size": 4}},
+            {"dataset": "bp4d", "dataset_options": {"aus": [1, "2"]}},
+            "a list of whole numbers",
+        ),
+        ("sft_cot", {"dataset": "table", "dataset_options": {"columns": ["image"]}}, "a mapping"),
+        (
+            "sft_cot",
+            {"dataset": "dfew", "dataset_options": {"num_frames": 0}},
+            "num_frames is 0, but must be",
+        ),
+        (
+            "sft_cot",
+            {"dataset": "mix.yaml", "dataset_options": {"size": 4}},
             "mix.yaml has no option 'size'",
         ),
-        ("rationale", {"option": {"n": 4}}, "use --n"),
+        ("rationale", {"dataset_options": {"n": 4}}, "use n"),
     ],
 )
 def test_settings_that_contradict_are_refused(name: str, changes: dict, said: str) -> None:
@@ -342,10 +370,13 @@ def test_what_a_machine_cannot_do_is_refused_before_a_run(base: Path, tmp_path: 
     main = load_script("recipes/sft_cot.py").main
     for words, said in (
         (["--liger", "true"], "liger is true, but its kernels run on GPUs only"),
-        (["--quantize", "nf4", "--llm", "full", "--train_embeddings", "false"], "quantize is nf4"),
+        (
+            ["--quantization", "nf4", "--language_model", "full", "--train_embeddings", "false"],
+            "quantization is nf4",
+        ),
     ):
         with pytest.raises(UserError, match=said):
-            main(["--base", str(base), "--output_dir", str(tmp_path / "run"), *words])
+            main(["--base_model", str(base), "--output_dir", str(tmp_path / "run"), *words])
     assert not (tmp_path / "run").exists()
 
 
@@ -402,18 +433,18 @@ CASES = [
     ("--gradient_accumulation", "0"),
     ("--num_processes", "0"),
     ("--dataloader_workers", "-1"),
-    ("--frames", "0"),
+    ("--num_frames", "0"),
     ("--max_pixels", "0"),
     ("--lora_alpha", "0"),
     ("--weight_decay", "-0.1"),
     ("--max_grad_norm", "-1"),
     ("--seed", str(2**32)),
     (
-        "--tower",
+        "--vision_tower",
         "frozen",
         "--projector",
         "frozen",
-        "--llm",
+        "--language_model",
         "frozen",
         "--train_embeddings",
         "false",
@@ -421,9 +452,9 @@ CASES = [
     ("--report_to", "nothing"),
     ("--liger", "true"),
     ("--save_steps", "3", "--logging_steps", "2"),
-    ("--data_options", "{n: 5}"),
-    ("--data_options", "{seed: x}"),
-    ("--balance", "tasks"),
+    ("--dataset_options", "{n: 5}"),
+    ("--dataset_options", "{seed: x}"),
+    ("--balance_by", "tasks"),
 ]
 
 
@@ -434,7 +465,7 @@ def test_a_run_is_refused_before_it_touches_its_folder(
     main = load_script("recipes/sft_cot.py").main
     out = tmp_path / "run"
     with pytest.raises(UserError) as error:
-        main([*SHORT, "--base", str(base), "--output_dir", str(out), *words])
+        main([*SHORT, "--base_model", str(base), "--output_dir", str(out), *words])
     assert "\n" not in str(error.value)
     assert words[0].removeprefix("--") in str(error.value) or "nothing would" in str(error.value)
     # A warm-up is only too long for rows that have been read; no model has answered then.
@@ -461,9 +492,18 @@ def test_a_run_is_refused_before_it_touches_its_folder(
         ("data", "crop", "synth", "--margin", "-1"),
         ("data", "check", "synth", "--workers", "0"),
         ("inspect", "--n", "-1"),
-        ("rationale", "build", "--data", "synth", "--output", "o", "--n", "0"),
-        ("rationale", "build", "--data", "synth", "--output", "o", "--max_words", "some"),
-        ("rationale", "build", "--data", "synth", "--output", "o", "--similarity", "nan"),
+        ("rationale", "build", "--dataset", "synth", "--output_dir", "o", "--n", "0"),
+        ("rationale", "build", "--dataset", "synth", "--output_dir", "o", "--max_words", "some"),
+        (
+            "rationale",
+            "build",
+            "--dataset",
+            "synth",
+            "--output_dir",
+            "o",
+            "--duplicate_threshold",
+            "nan",
+        ),
     ],
     ids=" ".join,
 )
@@ -526,7 +566,7 @@ def test_help_shows_the_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         evaluation.main(["--help"])
     assert re.search(
-        r"--mode 'generate'\n .* \(generate \| score \| both\)", capsys.readouterr().out
+        r"--scoring 'generate'\n .* \(generate \| likelihood \| both\)", capsys.readouterr().out
     )
 
 
@@ -538,10 +578,10 @@ def test_options_are_checked_wherever_data_are_read(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"synth: .* must be"):
             data.load("synth", n=1, **wrong)
     path = tmp_path / "mix.yaml"
-    path.write_text(json.dumps({"sources": [{"data": "synth", "weight": 0}]}))
+    path.write_text(json.dumps({"sources": [{"dataset": "synth", "weight": 0}]}))
     with pytest.raises(UserError, match=r"source 1: weight is 0, but must be a number above 0"):
         mixture.read(path)
-    path.write_text(json.dumps({"sources": [{"data": "synth"}], "seed": -1}))
+    path.write_text(json.dumps({"sources": [{"dataset": "synth"}], "seed": -1}))
     with pytest.raises(UserError, match=r"seed is -1"):
         mixture.read(path)
 
@@ -561,5 +601,5 @@ def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
 
 
 def test_rewards_are_converted() -> None:
-    (one,) = rewards.parse({"brevity": {"weight": "2", "words": 60}})
+    (one,) = rewards.parse({"length_penalty": {"weight": "2", "words": 60}})
     assert one.weight == 2.0 and one.options == {"words": 60}

@@ -30,8 +30,8 @@ N = 12
 
 
 def build(output: Path, *words: str) -> int:
-    given = ["--data", "synth", "--n", str(N)] if "--data" not in words else []
-    return main(["rationale", "build", *given, "--output", str(output), *words])
+    given = ["--dataset", "synth", "--n", str(N)] if "--dataset" not in words else []
+    return main(["rationale", "build", *given, "--output_dir", str(output), *words])
 
 
 def teacher(server: FakeTeacher, *words: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_the_folder_is_a_data_set_of_face_samples(built):
     unchanged = [
         c
         for c in source.column_names
-        if c not in ("rationale", "rationale_source", "saw_label", "meta", "image")
+        if c not in ("rationale", "rationale_source", "rationale_saw_label", "meta", "image")
     ]
     assert rows.select_columns(unchanged)[:] == source.select(kept).select_columns(unchanged)[:]
     for row, before in zip(rows, source.select(kept), strict=True):
@@ -77,7 +77,7 @@ def test_the_folder_is_a_data_set_of_face_samples(built):
             sample.intensities(), sample.emotion, seed=seed, style="varied", body_only=True
         )
         assert sample.rationale == text and sample.rationale_source == "rules"
-        assert sample.saw_label is True
+        assert sample.rationale_saw_label is True
         assert sample.meta.pop("rationale") == {
             "writer": "rules",
             "style": "varied",
@@ -106,7 +106,7 @@ def test_the_card_says_what_it_is(built):
     for words in (
         "CC0",
         "docs/synth.md",
-        "`saw_label` is **true**",
+        "`rationale_saw_label` is **true**",
         "style `varied`",
         found["source"]["fingerprint"],
         f"| **kept** | **{found['counts']['kept']}** |",
@@ -244,11 +244,18 @@ def test_the_recipe_trains_on_it(built, processor):
 
 @pytest.mark.slow
 def test_the_whole_recipe_runs_on_it(built, sft_cot, tmp_path):
-    words = ("--data", "rationales", "--data_options", f"{{folder: {built}}}", "--epochs", "1")
+    words = (
+        "--dataset",
+        "rationales",
+        "--dataset_options",
+        f"{{folder: {built}}}",
+        "--epochs",
+        "1",
+    )
     assert sft_cot(tmp_path / "run", *words) == 0
     manifest = json.loads((tmp_path / "run" / "vlmface.json").read_text())
-    assert manifest["data"]["name"] == "rationales"
-    assert manifest["data"]["n"] == len(data.load("rationales", built))
+    assert manifest["dataset"]["name"] == "rationales"
+    assert manifest["dataset"]["n"] == len(data.load("rationales", built))
 
 
 def test_plain_is_what_the_recipe_would_write_itself(tmp_path):
@@ -263,7 +270,7 @@ def test_plain_is_what_the_recipe_would_write_itself(tmp_path):
 
 
 def test_near_duplicates_can_be_rejected(tmp_path):
-    words = ("--n", "64", "--data", "synth", "--style", "plain", "--similarity", "0.6")
+    words = ("--n", "64", "--dataset", "synth", "--style", "plain", "--duplicate_threshold", "0.6")
     assert build(tmp_path / "a", *words) == 0
     counts = summary(tmp_path / "a")["counts"]
     assert counts["near_duplicates"] > 0 == counts["rejected"]
@@ -278,7 +285,14 @@ def test_near_duplicates_can_be_rejected(tmp_path):
 
 def test_an_estimator_fills_what_nobody_annotated(tmp_path, monkeypatch, capsys):
     rafdb.write(tmp_path / "raf")
-    words = ("--data", "rafdb", "--root", str(tmp_path / "raf"), "--label_space", "emotion7")
+    words = (
+        "--dataset",
+        "rafdb",
+        "--dataset_root",
+        str(tmp_path / "raf"),
+        "--label_space",
+        "emotion7",
+    )
     assert build(tmp_path / "out", *words) == 2
     assert "no rationale passes (skipped: {'no action units': 7}" in capsys.readouterr().err
 
@@ -380,7 +394,9 @@ def test_a_build_by_a_teacher_in_trouble(tmp_path, capsys):
     }
     assert f"cost {requests * 0.0035:g}" in out
     rows = data.load("rationales", tmp_path / "out")
-    assert set(rows["rationale_source"]) == {"teacher"} and set(rows["saw_label"]) == {True}
+    assert set(rows["rationale_source"]) == {"teacher"} and set(rows["rationale_saw_label"]) == {
+        True
+    }
     notes = [json.loads(meta)["rationale"] for meta in rows["meta"]]
     assert sum(note["repaired"] for note in notes) == 2
     assert notes[0]["model"] == "big" and notes[0]["prompt"] == "with_label"
@@ -403,10 +419,10 @@ def test_without_label_is_recorded_and_wrong_ones_are_rejected(tmp_path):
     counts = summary(tmp_path / "out")["counts"]
     rows = data.load("rationales", tmp_path / "out")
     assert counts["rejected_by"].get("wrong_label", 0) == N - len(rows)
-    assert set(rows["saw_label"]) == {False}
+    assert set(rows["rationale_saw_label"]) == {False}
     truth = dict(zip(source["id"], source["emotion"], strict=True))
     assert all(truth[row["id"]] == row["emotion"] for row in rows)
-    assert "`saw_label` is **false**" in (tmp_path / "out" / "README.md").read_text()
+    assert "`rationale_saw_label` is **false**" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_a_teacher_needs_is_asked_for_before_anything_is_sent(tmp_path, capsys, monkeypatch):
@@ -422,7 +438,7 @@ def test_what_a_teacher_needs_is_asked_for_before_anything_is_sent(tmp_path, cap
             (["--label_space", "gender"], "rationales explain emotions"),
             (["--style", "rich"], "unknown style 'rich'"),
             (["--min_recall", "2"], "min_recall is 2"),
-            (["--option", "colour=red"], "no option 'colour'"),
+            (["--dataset_options", "colour=red"], "no option 'colour'"),
         ):
             assert build(tmp_path / "out", *words) == 2
             assert message in capsys.readouterr().err
@@ -456,11 +472,11 @@ def test_a_killed_build_goes_on_with_nothing_twice_and_nothing_lost(tmp_path, ca
         words = [
             "rationale",
             "build",
-            "--data",
+            "--dataset",
             "synth",
             "--n",
             "48",
-            "--output",
+            "--output_dir",
             str(output),
             *teacher(server, "--concurrency", "3"),
         ]

@@ -276,13 +276,13 @@ def test_shipped_prompts(tmp_path):
     assert PROMPTS == ["with_label", "without_label"]
     for id in PROMPTS:
         prompt = teacher_prompts.load(id)
-        assert prompt.id == id and prompt.saw_aus
-        assert prompt.saw_label == (id == "with_label")
+        assert prompt.id == id and prompt.shows_aus
+        assert prompt.shows_label == (id == "with_label")
         system, user = prompt.messages(ANGER, SPACE, LIMITS, "data:...")
         assert (system["role"], user["role"]) == ("system", "user")
         text = user["content"][1]["text"]
         assert "{" not in text and "150 words" in text
-        assert ("anger" in text.replace("anger, contempt", "")) == prompt.saw_label
+        assert ("anger" in text.replace("anger, contempt", "")) == prompt.shows_label
         assert len(prompt.sha(SPACE, LIMITS)) == 12
         assert prompt.sha(SPACE, LIMITS) != prompt.sha(label_spaces.SPACES["emotion7"], LIMITS)
         assert prompt.sha(SPACE, LIMITS) != prompt.sha(SPACE, verify.Limits(max_words=99))
@@ -299,7 +299,7 @@ def test_prompts_of_ones_own(tmp_path):
     )
     path.write_text(good)
     prompt = teacher_prompts.load(path)
-    assert not prompt.saw_label and not prompt.saw_aus
+    assert not prompt.shows_label and not prompt.shows_aus
     for change, message in (
         (("{candidates}", "{face}"), r"placeholder {face}: use {aus}"),
         (("think_answer", "label"), "form is 'label'"),

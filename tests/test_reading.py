@@ -69,7 +69,7 @@ def failure(path: Path, name: str = "table", **options) -> str:
 
 
 def checked(*words: object, tmp_path: Path) -> int:
-    return main(["data", "check", *map(str, words), "--output", str(tmp_path / "check")])
+    return main(["data", "check", *map(str, words), "--output_dir", str(tmp_path / "check")])
 
 
 # --- encodings and line ends ----------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_conversations_of_other_tools(tmp_path, record, name, capsys):
     faces(tmp_path / "images", "0.png", "sub/0.png")
     lines = "\n".join([json.dumps(record)] * 2)
     path = write(tmp_path / name, f"[{json.dumps(record)}]" if name == "a.json" else lines)
-    words = ["llava_json", path, "--option", f"images={tmp_path / 'images'}"]
+    words = ["llava_json", path, "--dataset_options", f"images={tmp_path / 'images'}"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert name != "a.json" or checked(*words, tmp_path=tmp_path) == 0
@@ -672,7 +672,9 @@ def test_a_mixture_of_tables_whose_pictures_have_the_same_names(tmp_path):
         faces(tmp_path / name / "imgs", "0.png", "1.png")
         text(tmp_path / name / "t.csv", "image,emotion", "imgs/0.png,sad", "imgs/1.png,happy")
     path = tmp_path / "mix.yaml"
-    path.write_text("sources: [{data: table, root: own/t.csv}, {data: table, root: other/t.csv}]")
+    path.write_text(
+        "sources: [{dataset: table, root: own/t.csv}, {dataset: table, root: other/t.csv}]"
+    )
     rows = data.load(path)
     assert sorted(rows["id"]) == [
         "table-imgs/0.png",
@@ -684,7 +686,7 @@ def test_a_mixture_of_tables_whose_pictures_have_the_same_names(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "own")
     for again in ("own/t.csv", "link/t.csv"):
         path.write_text(
-            f"sources: [{{data: table, root: own/t.csv}}, {{data: table, root: {again}}}]"
+            f"sources: [{{dataset: table, root: own/t.csv}}, {{dataset: table, root: {again}}}]"
         )
         assert "2 rows come from two of its sources" in failure(path, str(path))
 
@@ -705,28 +707,28 @@ def test_a_mixture_of_tables_whose_pictures_have_the_same_names(tmp_path):
         ("aus=*_c", "option aus cannot be read from '*_c'"),
         ("au_threshold=high", "au_threshold is 'high', but must be a number or null"),
         ("au_missing=nine", "au_missing is 'nine', but must be a number"),
-        ("saw_label=3", "saw_label is 3, but must be true or false"),
+        ("rationale_saw_label=3", "rationale_saw_label is 3, but must be true or false"),
         ("root=x", "has no option 'root'"),
         ("workers=2", "has no option 'workers'"),
     ],
 )
 def test_an_option_of_the_wrong_shape_is_one_line(tmp_path, option, message, capsys):
     faces(tmp_path, "0/1.png", "1/1.png")
-    assert checked("table", tmp_path, "--option", option, tmp_path=tmp_path) == 2
+    assert checked("table", tmp_path, "--dataset_options", option, tmp_path=tmp_path) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
 def test_options_of_every_shape_are_checked_and_hashed(tmp_path, capsys):
     faces(tmp_path, "0/1.png", "1/1.png", "a.png")
-    folders = ["table", tmp_path, "--option", "labels={0: anger, 1: disgust}"]
+    folders = ["table", tmp_path, "--dataset_options", "labels={0: anger, 1: disgust}"]
     (tmp_path / "a.png").rename(tmp_path / "0" / "a.png")
     assert checked(*folders, tmp_path=tmp_path) == 0
     path = text(tmp_path / "t.csv", "file_name,Expression,part", "0/1.png,happy,x", "1/1.png,sad,y")
     columns = "columns={image: file_name, emotion: Expression}"
-    assert checked("table", path, "--option", columns, tmp_path=tmp_path) == 0
+    assert checked("table", path, "--dataset_options", columns, tmp_path=tmp_path) == 0
     splits = ["split_column=part", "splits={x: train, y: test}"]
-    assert checked("table", path, "--option", columns, *splits, tmp_path=tmp_path) == 0
+    assert checked("table", path, "--dataset_options", columns, *splits, tmp_path=tmp_path) == 0
     report = json.loads((tmp_path / "check" / "check.json").read_text())
     assert set(report["splits"]) == {"train", "test"}
 
@@ -735,13 +737,13 @@ def test_options_of_every_data_set_reach_the_commands(tmp_path):
     words = ["missing=drop", "broken=drop", "n=3", "file_split=test"]
     options = data.parse_options("table", words)
     assert options == {"missing": "drop", "broken": "drop", "n": 3, "file_split": "test"}
-    assert checked("table", tmp_path, "--option", "missing=drop", tmp_path=tmp_path) == 2
+    assert checked("table", tmp_path, "--dataset_options", "missing=drop", tmp_path=tmp_path) == 2
 
 
 def test_data_check_asks_for_the_splits_that_there_are(tmp_path, capsys):
     path = table(tmp_path, "image,emotion,AU1,AU4\n0.png,sad,1,1\n1.png,happy,0,0\n")
-    assert checked("table", path, "--option", "aus=AU*", tmp_path=tmp_path) == 0
-    assert checked("table", path, "--split", "test", tmp_path=tmp_path) == 2
+    assert checked("table", path, "--dataset_options", "aus=AU*", tmp_path=tmp_path) == 0
+    assert checked("table", path, "--dataset_split", "test", tmp_path=tmp_path) == 2
     faces(tmp_path / "folders", "train/anger/0.png", "val/anger/1.png")
     assert data.splits_of("table", tmp_path / "folders") == ("train", "validation")
     assert data.splits_of("rafdb", None) == ("train", "test")
@@ -851,10 +853,10 @@ def test_a_broken_picture_can_be_left_out_or_found_before_the_run(tmp_path):
     assert "broken='no': use 'keep', 'error' or 'drop'" in failure(path, broken="no")
     assert "1.png" in str(check.check("table", path, progress=False)["errors"])
     mixture = tmp_path / "mix.yaml"
-    mixture.write_text("sources: [{data: table, root: t.csv, options: {broken: drop}}]")
+    mixture.write_text("sources: [{dataset: table, root: t.csv, options: {broken: drop}}]")
     with pytest.warns(UserWarning, match="1 of 3 rows"):
         assert len(data.load(mixture)) == 2
-    mixture.write_text("sources: [{data: table, root: t.csv}]")
+    mixture.write_text("sources: [{dataset: table, root: t.csv}]")
     with pytest.warns(UserWarning, match="1 of 3 rows"):
         assert len(data.load(mixture, broken="drop")) == 2
     for name in ("0.png", "2.png"):
@@ -898,7 +900,9 @@ def test_training_on_a_broken_picture_names_the_way_out(tmp_path):
     from vlmface.data.row_images import open_row_image
 
     path = broken_table(tmp_path)
-    with pytest.raises(UserError, match=r"1\.png.* is damaged.*--data_options '\{broken: drop\}'"):
+    with pytest.raises(
+        UserError, match=r"1\.png.* is damaged.*--dataset_options '\{broken: drop\}'"
+    ):
         open_row_image({"bytes": None, "path": str(path.parent / "1.png")})
 
 

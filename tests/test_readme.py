@@ -156,7 +156,7 @@ def outputs_of(words: list[str], arguments: Any) -> set[str]:
     if words[1:3] == ["-m", "venv"] or words[1:2] == ["recipes/vllm_cpu.py"]:
         found.add(words[-1])
     for option, value in itertools.pairwise(words):
-        if option in ("--output_dir", "--output_path", "--output", "--sheet"):
+        if option in ("--output_dir", "--output_path", "--sheet"):
             found.add(value)
     if arguments is not None:
         values = (

@@ -119,11 +119,11 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
     from peft import get_peft_model
 
     settings = SFTSettings(
-        base=str(base),
-        data="synth",
+        base_model=str(base),
+        dataset="synth",
         benchmark="synth",
         prompt=PROMPT.id,
-        limits="none",
+        limitations="none",
         output_dir=str(folder),
         projector="frozen",
         lora_rank=rank,
@@ -147,8 +147,8 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
         processor=processor,
         prompts=[PROMPT],
         policy=settings.policy,
-        crop=None,
-        frames=1,
+        views=None,
+        num_frames=1,
         max_length=settings.max_length,
     )
     sft.write_manifest("test", settings, trained, [12], data)

@@ -104,7 +104,7 @@ def test_a_training_run(run: tuple[Path, dict[str, Image.Image]]) -> None:
         "300 steps in 4.0 min",
         "Synthetic faces only.",
         "vlmface-tiny, weights ba5eba5eba5e",
-        "tower: lora",
+        "vision_tower: lora",
         "fingerprint f00d",
         "small CNN",
         "71.5",
@@ -256,10 +256,10 @@ def test_a_failure_leaves_the_old_report(run: Any, monkeypatch: pytest.MonkeyPat
 def test_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no metrics\.json"):
         write_report(tmp_path, images={})
-    (tmp_path / "metrics.json").write_text('{"schema": 1, "model": "tiny"}')
+    (tmp_path / "metrics.json").write_text('{"schema": 2, "model": "tiny"}')
     with pytest.raises(UserError, match=r"metrics\.json' \(result\) lacks benchmark, n"):
         write_report(tmp_path, images={})
-    (tmp_path / "metrics.json").write_text('{"schema": 1,')
+    (tmp_path / "metrics.json").write_text('{"schema": 2,')
     with pytest.raises(UserError, match=r"metrics\.json' is not valid JSON"):
         write_report(tmp_path, images={})
     rows = random_rows(5, 0)

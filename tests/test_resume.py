@@ -86,7 +86,7 @@ def test_other_runs_are_not_resumed(
     record = json.loads((folder / run_dir.RUN_FILE).read_text())
     assert record["trained"] and record["identity"]["processes"] == 1
     changes = {
-        "data": "0",
+        "dataset": "0",
         "rows": 3,
         "base_weights": "0",
         "processes": 2,
@@ -95,7 +95,7 @@ def test_other_runs_are_not_resumed(
         "precision": "float16",
     }
     if name != "sft":  # what is compared is the same in all
-        changes = {"data": "0", "processes": 2}
+        changes = {"dataset": "0", "processes": 2}
     for key, value in changes.items():
         assert record["identity"][key] != value
         other = {**record, "identity": {**record["identity"], key: value}}
@@ -211,7 +211,7 @@ def test_a_run_is_not_resumed_on_other_data(
     change: Callable[[Path], None], table: Path, base: Path, clip_base: Path, tmp_path: Path
 ) -> None:
     start = starter("clip", base, clip_base)
-    words: dict[str, Any] = {"data": "table", "data_root": table, "n_train": "null"}
+    words: dict[str, Any] = {"dataset": "table", "dataset_root": table, "n_train": "null"}
     folder = tmp_path / "runs" / "own"
     with pytest.MonkeyPatch.context() as patch:
         stop_in(patch, "clip", 4)
@@ -235,14 +235,20 @@ def test_a_row_of_texts_that_changed_is_other_data(
     with pytest.MonkeyPatch.context() as patch:
         stop_in(patch, "sft", 4)
         with pytest.raises(KeyboardInterrupt):
-            start(folder, text_data=texts)
+            start(folder, text_only_data=texts)
     texts.write_text(json.dumps(row | {"answer": "the brows are raised"}) + "\n")
-    refused(Killed(folder, start), folder, "started with text data", text_data=texts)
+    refused(Killed(folder, start), folder, "started with text data", text_only_data=texts)
 
 
 def test_the_best_epoch_so_far_is_needed(base: Path, clip_base: Path, tmp_path: Path) -> None:
     """Where a run keeps the weights of its best epoch, they are part of what is resumed."""
-    words = {"select": "best", "validation_share": 0.4, "epochs": 4, "n_train": 24, "save_steps": 1}
+    words = {
+        "checkpoint_selection": "best",
+        "validation_share": 0.4,
+        "epochs": 4,
+        "n_train": 24,
+        "save_steps": 1,
+    }
     start, folder = starter("clip", base, clip_base), tmp_path / "runs" / "best"
     with pytest.MonkeyPatch.context() as patch:
         stop_in(patch, "clip", 4)

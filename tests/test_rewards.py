@@ -50,8 +50,8 @@ TRUE = {
     "au": 1.0,
     "au_intensity": 1.0,
     "consistency": 1.0,
-    "wording": 0.0,
-    "brevity": 0.0,
+    "au_description": 0.0,
+    "length_penalty": 0.0,
     "repetition": 0.0,
 }
 
@@ -136,8 +136,10 @@ def test_several_labels_and_the_other_rewards() -> None:
     assert jaccard("Peace", set()) is None
     with pytest.raises(UserError, match="reward emotion: none of the 1 faces has the annotation"):
         rewards.check_truth(rewards.parse({"emotion": 1}), [one], EMOTIC.space)
-    with pytest.raises(UserError, match=r"label_power is 0\.5, but a face may have several labels"):
-        rewards.Judge(rewards.parse({"jaccard": 1}), [one], EMOTIC, label_power=0.5)
+    with pytest.raises(
+        UserError, match=r"label_weight_power is 0\.5, but a face may have several labels"
+    ):
+        rewards.Judge(rewards.parse({"jaccard": 1}), [one], EMOTIC, label_weight_power=0.5)
     (function,) = rewards.Judge(rewards.parse({"jaccard": 2}), [one], EMOTIC).functions()
     said = [[{"role": "assistant", "content": text}] for text in ("Peace, Pain", "Pain")]
     assert function(said, index=[0, 0]) == [0.5, 0]
@@ -199,20 +201,22 @@ def test_length_and_repetition() -> None:
     words = " ".join(f"word{i}" for i in range(180))
     long = f"<think>{words}</think><answer>fear</answer>"
     found = earned(long, face(dict(FEAR)))
-    assert found["brevity"] == pytest.approx(-0.5) and found["repetition"] == 0
+    assert found["length_penalty"] == pytest.approx(-0.5) and found["repetition"] == 0
     loop = f"<think>{'the brows are low ' * 20}</think><answer>fear</answer>"
     assert earned(loop, face(dict(FEAR)))["repetition"] == pytest.approx(-(77 - 4) / 77)
 
 
 def test_numbers_that_their_words_do_not_describe() -> None:
-    def wording(thought: str) -> float | None:
-        return earned(f"<think>{thought}</think><answer>fear</answer>", face(dict(FEAR)))["wording"]
+    def au_description(thought: str) -> float | None:
+        return earned(f"<think>{thought}</think><answer>fear</answer>", face(dict(FEAR)))[
+            "au_description"
+        ]
 
-    assert wording("The lips are tightened (AU2) and the brows are lowered (AU4).") == -0.5
-    assert wording("The brows are lowered (AU1).") == -1
-    assert wording("The inner brows are raised (AU1) and the lids are tense (AU7).") == 0
-    assert wording("I see AU1, AU4 and no AU12.") == 0  # numbers alone claim nothing else
-    assert wording("The face is still.") == 0
+    assert au_description("The lips are tightened (AU2) and the brows are lowered (AU4).") == -0.5
+    assert au_description("The brows are lowered (AU1).") == -1
+    assert au_description("The inner brows are raised (AU1) and the lids are tense (AU7).") == 0
+    assert au_description("I see AU1, AU4 and no AU12.") == 0  # numbers alone claim nothing else
+    assert au_description("The face is still.") == 0
 
 
 RANGES = {
@@ -222,8 +226,8 @@ RANGES = {
     "au": (-1, 1),
     "au_intensity": (-1, 1),
     "consistency": (0, 1),
-    "wording": (-1, 0),
-    "brevity": (-1, 0),
+    "au_description": (-1, 0),
+    "length_penalty": (-1, 0),
     "repetition": (-1, 0),
 }
 PIECES = [
@@ -343,7 +347,7 @@ def test_rare_labels_weigh_more() -> None:
 def test_trl_is_given_the_same_numbers() -> None:
     used = rewards.parse({"format": 1, "emotion": 1, "au": 1})
     samples = [face(dict(FEAR)), face(None, "anger")]
-    judge = rewards.Judge(used, samples, PROMPT, label_power=1)
+    judge = rewards.Judge(used, samples, PROMPT, label_weight_power=1)
     functions = judge.functions()
     assert [function.__name__ for function in functions] == ["format", "emotion", "au"]
     completions = [[{"role": "assistant", "content": RIGHT}]] * 2

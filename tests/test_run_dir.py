@@ -300,10 +300,10 @@ BAD = {
     "prompt": {"prompt": "nothing"},
     "benchmark": {"benchmark": "nothing"},
     "other labels": {"benchmark": "rafau"},
-    "data": {"data": "rafdb", "data_root": "/nowhere"},
-    "split": {"data_split": "nothing"},
-    "base": {"base": "./nowhere"},
-    "crop": {"crop": "{show: nothing}"},
+    "data": {"dataset": "rafdb", "dataset_root": "/nowhere"},
+    "split": {"dataset_split": "nothing"},
+    "base": {"base_model": "./nowhere"},
+    "views": {"views": "[{view: nothing}]"},
 }
 
 
@@ -322,8 +322,8 @@ def test_overwriting_with_settings_that_cannot_work_leaves_the_old_run(
         assert "\n" not in str(error.value)
         assert contents(tmp_path) == before
     # What is noticed only when the model is trained puts the old run back as well.
-    with pytest.raises(UserError, match="lora_modules"):
-        start(folder, "--overwrite", lora_modules="nothing")
+    with pytest.raises(UserError, match="lora_target_modules"):
+        start(folder, "--overwrite", lora_target_modules="nothing")
     assert contents(tmp_path) == before
     with pytest.MonkeyPatch.context() as patch:
         stop_in(patch, "sft", 1)
@@ -340,7 +340,7 @@ def test_the_corrected_command_starts(
     name: str, base: Path, clip_base: Path, tmp_path: Path
 ) -> None:
     start, folder = starter(name, base, clip_base), tmp_path / "runs" / "run"
-    wrong = {"data_split": "nothing"} if name == "captions" else BAD["prompt"]
+    wrong = {"dataset_split": "nothing"} if name == "captions" else BAD["prompt"]
     with pytest.raises(UserError):
         start(folder, **wrong)
     assert not list(tmp_path.iterdir())

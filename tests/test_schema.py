@@ -32,7 +32,7 @@ FULL = FaceSample(
     context=["street"],
     rationale="The brows are lowered (AU4).",
     rationale_source="rules",
-    saw_label=True,
+    rationale_saw_label=True,
     meta={"yaw": 3.5, "tags": ["ä", None]},
 )
 EMPTY = FaceSample("b", "mine")

@@ -39,7 +39,7 @@ REAL = pytest.mark.skipif(
 )
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(32)]
 LLM_ONLY = (
-    "--tower",
+    "--vision_tower",
     "frozen",
     "--projector",
     "frozen",

@@ -33,7 +33,7 @@ def attributes(base: Path) -> Any:
     main = load_script("recipes/sft_attributes.py").main
 
     def run(output_dir: Path, *words: str) -> int:
-        fixed = ["--base", str(base), "--output_dir", str(output_dir), "--n_train", "40"]
+        fixed = ["--base_model", str(base), "--output_dir", str(output_dir), "--n_train", "40"]
         fixed += ["--n_eval", "12", "--batch_size", "16", "--logging_steps", "1"]
         return main([*fixed, "--save_steps", "50", "--max_new_tokens", "8", *words])
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_scored_is_refused(attributes: Any, tmp_path: Path) -> No
 
 
 def test_one_question_gives_the_shape_of_one(attributes: Any, tmp_path: Path) -> None:
-    words = ("--prompt", "facescan_gender", "--balance", "labels")
+    words = ("--prompt", "facescan_gender", "--balance_by", "labels")
     assert attributes(tmp_path / "run", *words) == 0
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert scores["after"]["prompt"]["id"] == "facescan_gender"
@@ -192,7 +192,7 @@ def test_groups_gaps_and_abstention() -> None:
         "benchmark": "b",
         "model": "m",
         "prompt": {"id": "p", "sha": "0"},
-        "mode": "free",
+        "scoring": "generated",
         "wall_s": 0.0,
         "peak_rss_gib": 0.0,
     }

@@ -64,10 +64,10 @@ def test_a_run_folder_is_complete(run_dir: Path) -> None:
     }
     found, (prompt,) = manifest.load(run_dir)
     assert (found.recipe, found.family, found.adapter) == ("sft_cot", "llava", True)
-    assert found.data["name"] == "synth" and found.data["n"] == 48
+    assert found.dataset["name"] == "synth" and found.dataset["n"] == 48
     assert found.image == {"height": 32, "width": 32, "tokens": 16}
     assert prompt.id == "face_cot"
-    assert "rendered faces" in found.limits
+    assert "rendered faces" in found.limitations
     assert str(run_dir) not in (run_dir / "adapter_config.json").read_text()
 
 
@@ -126,12 +126,12 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(tmp_path: Path, sft_co
 
     expllm.write(tmp_path / "anno_json")
     rafdb.write(tmp_path / "RAF-DB", "_aligned")
-    words = ["--config", "sft_cot_llava", "--data_root", str(tmp_path / "anno_json")]
+    words = ["--config", "sft_cot_llava", "--dataset_root", str(tmp_path / "anno_json")]
     words += ["--benchmark_root", str(tmp_path / "RAF-DB"), "--num_processes", "null"]
     words += ["--n_train", "null", "--n_eval", "null", "--max_length", "1024"]
     assert sft_cot(tmp_path / "run", *words) == 0
     found, (prompt,) = manifest.load(tmp_path / "run")
-    assert (prompt.id, found.data["name"], found.data["n"]) == ("expllm_words", "expllm", 4)
+    assert (prompt.id, found.dataset["name"], found.dataset["n"]) == ("expllm_words", "expllm", 4)
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
     assert (scores["benchmark"], scores["n"], "au" in scores) == ("rafdb", 2, False)
 
@@ -264,7 +264,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 def test_merged_equals_adapter(run_dir: Path) -> None:
     merged, apart = LocalModel.load(run_dir), LocalModel.load(run_dir, merge=False)
-    plain = LocalModel.load(manifest.load(run_dir)[0].base["id"], prompt="face_cot")
+    plain = LocalModel.load(manifest.load(run_dir)[0].base_model["id"], prompt="face_cot")
     row = encode.encode(merged.processor, llava, merged.messages, picture(0))
     batch = encode.Collator(merged.processor, llava)([row])
     with torch.no_grad():
@@ -276,11 +276,11 @@ def test_merged_equals_adapter(run_dir: Path) -> None:
 
 def settings_for(base: Path, folder: Path, **changes: Any) -> SFTSettings:
     fixed: dict[str, Any] = {
-        "base": str(base),
-        "data": "test",
+        "base_model": str(base),
+        "dataset": "test",
         "benchmark": "synth",
         "prompt": "face_cot",
-        "limits": "",
+        "limitations": "",
         "output_dir": str(folder),
         "batch_size": 4,
         "epochs": 2,
@@ -361,7 +361,7 @@ def test_the_loss_is_the_mean_over_all_supervised_tokens(base: Path, tmp_path: P
 
 
 def test_full_training_saves_a_whole_checkpoint(base: Path, tmp_path: Path) -> None:
-    result = train(base, tmp_path, llm="full", projector="full", tower="frozen")
+    result = train(base, tmp_path, language_model="full", projector="full", vision_tower="frozen")
     assert result["loss_last"] < result["loss_first"]
     before, after = llava.load_model(base), llava.load_model(tmp_path)
     for name, tensor in after.named_parameters():

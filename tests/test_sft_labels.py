@@ -30,17 +30,17 @@ def run_dir(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(base: Path, folder: Path, *words: str) -> int:
     fixed = {
-        "base": base,
+        "base_model": base,
         "output_dir": folder / "run",
-        "data": "emotic",
-        "data_root": folder / "data",
+        "dataset": "emotic",
+        "dataset_root": folder / "data",
         "benchmark": folder / "seen.yaml",
         "prompt": "emotic",
         "batch_size": 3,
         "warmup_steps": 0,
         "save_steps": 500,
         "max_new_tokens": 40,
-        "tower": "frozen",
+        "vision_tower": "frozen",
         "lora_rank": 32,
         "lora_alpha": 64,
         "lora_dropout": 0.0,
@@ -69,20 +69,20 @@ def test_rows_with_several_labels_are_learnt(run_dir: Path) -> None:
     assert "Label by label" in (run_dir / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("mode", ["score", "both"])
+@pytest.mark.parametrize("scoring", ["likelihood", "both"])
 def test_the_benchmark_ranks_people_by_likelihoods(
-    run_dir: Path, tmp_path: Path, mode: str, capsys: Any
+    run_dir: Path, tmp_path: Path, scoring: str, capsys: Any
 ) -> None:
     evaluate = load_script("eval/run.py").main
     words = [
         "--benchmark",
         "emotic",
-        "--data_root",
+        "--dataset_root",
         str(run_dir.parent / "data"),
         "--model",
         str(run_dir),
-        "--mode",
-        mode,
+        "--scoring",
+        scoring,
         "--output_dir",
         str(tmp_path / "out"),
     ]
@@ -96,10 +96,10 @@ def test_the_benchmark_ranks_people_by_likelihoods(
         "Sadness",
         "Peace",
     }
-    assert ("jaccard" in block) == (mode == "both")
+    assert ("jaccard" in block) == (scoring == "both")
     table = (tmp_path / "out" / "published.md").read_text(encoding="utf-8").splitlines()
     assert table[0].startswith(
-        "| model | macro F1 | mAP |" if mode == "both" else "| model | mAP |"
+        "| model | macro F1 | mAP |" if scoring == "both" else "| model | mAP |"
     )
     assert f"| {100 * block['map']:.1f} |" in table[2]  # ours stands first
     assert block["no_ci95"].startswith("2 annotated faces: too few")
@@ -107,13 +107,13 @@ def test_the_benchmark_ranks_people_by_likelihoods(
 
 def test_what_was_learnt_can_be_rewarded(run_dir: Path, tmp_path: Path) -> None:
     words = {
-        "start": run_dir,
+        "init_from": run_dir,
         "output_dir": tmp_path / "run",
-        "data": "emotic",
-        "data_root": run_dir.parent / "data",
+        "dataset": "emotic",
+        "dataset_root": run_dir.parent / "data",
         "benchmark": run_dir.parent / "seen.yaml",
         "rewards": "{format: 1, jaccard: 2}",
-        "group_size": 3,
+        "num_generations": 3,
         "batch_size": 2,
         "logging_steps": 1,
         "max_steps": 2,
@@ -135,5 +135,7 @@ def test_labels_that_occur_together_cannot_be_balanced(base: Path, tmp_path: Pat
     (tmp_path / "seen.yaml").write_text(
         "{id: seen, dataset: emotic, split: train, label_space: emotic26, source: test}"
     )
-    with pytest.raises(UserError, match="balance is 'labels', but emotic asks for several labels"):
-        train(base, tmp_path, "--balance", "labels")
+    with pytest.raises(
+        UserError, match="balance_by is 'labels', but emotic asks for several labels"
+    ):
+        train(base, tmp_path, "--balance_by", "labels")

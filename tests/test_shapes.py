@@ -33,9 +33,9 @@ from vlmface.synth.render import Face, render
 
 VIEWS = crops.parse_views(
     [
-        {"size": 96, "show": "face", "find": "detect"},
-        {"size": 96, "show": "landmarks", "find": "detect"},
-        {"size": 96, "show": "parsed", "find": "detect"},
+        {"size": 96, "view": "face", "box_source": "detector"},
+        {"size": 96, "view": "landmarks", "box_source": "detector"},
+        {"size": 96, "view": "face_parsing", "box_source": "detector"},
     ]
 )
 
@@ -89,7 +89,7 @@ def test_landmarks_lie_on_the_face(astronaut: Path) -> None:
         box = detector.face(picture)
         assert box is not None
         drawn = crops.render_view(
-            picture, box, crops.View(128, 0.0, show="landmarks"), detector.mesh
+            picture, box, crops.View(128, 0.0, view="landmarks"), detector.mesh
         )
     white = np.argwhere(np.asarray(drawn)[..., 0] > 127)
     # The box spans the mesh, so that the face's edge touches the square above and below.
@@ -139,11 +139,11 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
             rows[number]["image"].save(frame)
     words = {
         "config": "clip_finecliper_dfew",
-        "base": "vlmface-clip-tiny",
-        "data_root": tmp_path / "data",
-        "data_options": "{fold: 1, frames: 4}",
-        "frames": 2,
-        "crop": "[{size: 96}, {size: 96, show: landmarks}, {size: 96, show: parsed}]",
+        "base_model": "vlmface-clip-tiny",
+        "dataset_root": tmp_path / "data",
+        "dataset_options": "{fold: 1, num_frames: 4}",
+        "num_frames": 2,
+        "views": "[{size: 96}, {size: 96, view: landmarks}, {size: 96, view: face_parsing}]",
         "epochs": 1,
         "batch_size": 4,
         "dataloader_workers": 0,
@@ -154,11 +154,15 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no face boxed"):  # DFEW's frames are faces
         assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     found, (asked,) = manifest.load(tmp_path / "run")
-    assert [view.show for view in crops.parse_views(found.crop)] == ["face", "landmarks", "parsed"]
+    assert [view.view for view in crops.parse_views(found.views)] == [
+        "face",
+        "landmarks",
+        "face_parsing",
+    ]
     assert found.clip_classifier is not None and asked.negative
     assert (
-        found.clip_classifier["views"],
-        found.clip_classifier["frames"],
+        found.clip_classifier["num_views"],
+        found.clip_classifier["num_frames"],
         found.clip_classifier["image"],
     ) == (3, 2, "adapters")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -167,9 +171,9 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
 
 def test_shapes_belong_to_the_face() -> None:
     assert not crops.mixes_face_and_scene(VIEWS)  # nothing is seen of what is around it
-    scene = crops.View(show="scene")
+    scene = crops.View(view="scene")
     assert crops.mixes_face_and_scene((*VIEWS, scene))
     arms = context_ablation.split((*VIEWS, scene))
     assert arms["face"] == list(VIEWS) and arms["scene"] == [scene]
-    assert crops.parse_views(crops.views_as_dict(VIEWS)) == VIEWS
+    assert crops.parse_views(crops.views_as_dicts(VIEWS)) == VIEWS
     assert len({view.folder for view in VIEWS}) == 3

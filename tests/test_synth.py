@@ -238,7 +238,7 @@ def test_sheet_is_a_picture_of_n_faces(tmp_path):
     from vlmface.cli import main
 
     path = tmp_path / "sheet.png"
-    assert main(["synth", "--n", "10", "--sheet", str(path), "--split", "test"]) == 0
+    assert main(["synth", "--n", "10", "--sheet", str(path), "--dataset_split", "test"]) == 0
     with Image.open(path) as sheet:
         assert sheet.size[0] >= 4 * 160
     assert main(["synth", "--n", "10", "--sheet", str(tmp_path / "sheet.txt")]) == 2

@@ -240,8 +240,8 @@ def test_the_number_of_frames_is_part_of_what_is_cached(cache):
         ({"split": "pretrain"}, "no split 'pretrain'.*train, validation, test"),
         ({"n": -1}, "1 to 10,000,000 clips, not -1"),
         ({"size": 513}, "32 to 512 pixels, not 513"),
-        ({"frames": 15}, "16 to 64 frames, not 15"),
-        ({"frames": 65}, "16 to 64 frames, not 65"),
+        ({"num_frames": 15}, "16 to 64 frames, not 15"),
+        ({"num_frames": 65}, "16 to 64 frames, not 65"),
         ({"seed": -1}, "seed is -1, but must be a whole number at least 0"),
         ({"root": "/somewhere"}, "rendered, not read"),
     ],
@@ -268,9 +268,9 @@ def test_a_copy_can_be_checked(tmp_path):
 @pytest.mark.parametrize(("name", "size"), [("synth_clips", "32"), ("synth_scenes", "64")])
 def test_the_command_draws_a_sheet(name, size, tmp_path, capsys):
     path = tmp_path / "sheet.png"
-    words = ["synth", "--data", name, "--n", "2", "--size", size, "--sheet", str(path)]
+    words = ["synth", "--dataset", name, "--n", "2", "--size", size, "--sheet", str(path)]
     assert main(words) == 0
     with Image.open(path) as sheet:
         assert sheet.size[0] == (8 * 160 if name == "synth_clips" else 2 * 160)
-    assert main(["synth", "--data", "rafdb", "--n", "2", "--sheet", str(path)]) == 2
+    assert main(["synth", "--dataset", "rafdb", "--n", "2", "--sheet", str(path)]) == 2
     assert "'rafdb' is not rendered: use one of synth, synth_scenes" in capsys.readouterr().err

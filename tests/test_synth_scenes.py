@@ -269,7 +269,7 @@ def test_cached_equals_uncached_and_an_interrupted_render_goes_on(cache, monkeyp
         ({"size": 1025}, "64 to 1024 pixels, not 1025"),
         ({"seed": -1}, "seed is -1, but must be a whole number at least 0"),
         ({"root": "/somewhere"}, "rendered, not read"),
-        ({"frames": 2}, "has no option 'frames'"),
+        ({"num_frames": 2}, "has no option 'num_frames'"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

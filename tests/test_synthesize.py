@@ -160,12 +160,12 @@ def recipe() -> Recipe:
     def run(output: Path, **fields: Any) -> int:
         fixed = {
             "output_dir": output,
-            "data_options": "{}",
+            "dataset_options": "{}",
             "n": 8,
-            "samples": 3,
+            "num_samples": 3,
             "batch_size": 3,
             "temperature": 0.7,
-            "balance": "null",
+            "balance_by": "null",
         }
         return main([w for k, v in (fixed | fields).items() for w in (f"--{k}", str(v))])
 
@@ -193,7 +193,7 @@ def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> N
     assert len(rows) >= 4
     for row in rows:
         sample = FaceSample.from_row(row).validate()
-        assert sample.rationale_source == "model" and sample.saw_label is False
+        assert sample.rationale_source == "model" and sample.rationale_saw_label is False
         note = sample.meta["rationale"]
         assert note["writer"] == "model" and note["label"] == "annotated"
         assert note["agreement"] >= 0.5 and note["samples"] == 3
@@ -207,7 +207,7 @@ def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> N
 
 def test_the_card_says_who_wrote_and_how_they_agreed(built: Path) -> None:
     card = (built / "README.md").read_text()
-    assert "`saw_label` is **false**" in card and "## Vote" in card
+    assert "`rationale_saw_label` is **false**" in card and "## Vote" in card
     assert "answered each face 3 times (temperature 0.7)" in card
     page = (built / "rationale.html").read_text()
     assert "answers that agree" in page
@@ -240,7 +240,7 @@ def test_a_build_that_was_stopped_gives_the_same_texts(
 def test_as_if_nobody_had_annotated_anything(
     recipe: Recipe, memorised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert recipe(tmp_path / "out", model=memorised, labels="vote") == 0
+    assert recipe(tmp_path / "out", model=memorised, label_source="vote") == 0
     votes = summary(tmp_path / "out")["vote"]
     assert votes["all"]["checked"] == 8 and votes["kept"]["right"] >= 0.5
     assert "the annotated emotion for" in capsys.readouterr().out
@@ -265,7 +265,7 @@ def test_the_truth_is_told_only_if_asked(
 
     monkeypatch.setattr(LocalModel, "sample", listens)
     with pytest.raises(UserError, match="no rationale passes"):  # it was never asked this
-        recipe(tmp_path / "told", model=memorised, n=2, saw_label="true")
+        recipe(tmp_path / "told", model=memorised, n=2, show_label="true")
     labels = [row["emotion"] for row in data.load("synth", n=2)]
     assert all(
         f"The expression is {label}." in one for label, one in zip(labels, told, strict=True)
@@ -340,9 +340,9 @@ def test_a_face_that_the_server_refuses(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Path) -> None:
     for fields, message in [
-        ({"samples": 0}, "samples is 0"),
+        ({"num_samples": 0}, "num_samples is 0"),
         ({"min_agreement": 1.5}, r"min_agreement is 1\.5"),
-        ({"balance": 0.5}, r"balance is 0\.5"),
+        ({"max_label_ratio": 0.5}, r"max_label_ratio is 0\.5"),
         ({"temperature": 0}, "temperature is 0"),
         ({"label_space": "emotion7"}, "face_cot is for emotion8"),
     ]:
@@ -364,10 +364,10 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     synthesize = {
         "config": "synthesize_tiny",
         "n": 8,
-        "samples": 2,
-        "data_options": {},
+        "num_samples": 2,
+        "dataset_options": {},
         "temperature": 0.5,
-        "balance": None,
+        "max_label_ratio": None,
     }
     words = ["--output_dir", str(out)]
     for name, value in (("sft", sft), ("grpo", grpo), ("synthesize", synthesize)):
@@ -377,7 +377,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*words, "--rounds", "2"]) == 0  # goes on from the first round
     assert (out / "round1" / "grpo" / "metrics.json").read_bytes() == first
     mixture = (out / "round2" / "mixture.yaml").read_text()
-    assert "data: synth" in mixture and "round1/synthetic" in mixture
+    assert "dataset: synth" in mixture and "round1/synthetic" in mixture
     kept = summary(out / "round1" / "synthetic")["counts"]["kept"]
     trained = json.loads((out / "round2" / "sft" / "metrics.json").read_text())["train"]
     assert trained["n"] == 8 + kept
@@ -391,7 +391,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     page = (out / "compare.html").read_text()
     assert "Facial-R1 loop, 2 rounds" in page and "Written after round 1" in page
     with pytest.raises(UserError, match="sft_cot stopped with exit code 2"):
-        main(["--output_dir", str(tmp_path / "bad"), "--sft", "{base: nowhere}"])
+        main(["--output_dir", str(tmp_path / "bad"), "--sft", "{base_model: nowhere}"])
 
 
 @pytest.mark.parametrize(
@@ -402,8 +402,8 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"grpo": "{benchmark: rafdb}"}, "sft has benchmark 'synth' and grpo 'rafdb'"),
         (
             {
-                "sft": "{benchmark: affectnet8, benchmark_root: null, data_root: here}",
-                "grpo": "{benchmark: affectnet8, data: affectnet, data_root: there}",
+                "sft": "{benchmark: affectnet8, benchmark_root: null, dataset_root: here}",
+                "grpo": "{benchmark: affectnet8, dataset: affectnet, dataset_root: there}",
             },
             "is evaluated on .*here and grpo on .*there",
         ),
@@ -411,8 +411,8 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"sft": "{prompt: nothing}"}, "nothing"),
         ({"sft": "{epoch: 3}"}, "sft: there is no setting 'epoch'"),
         ({"grpo": "{config: nothing}"}, "there is no settings file 'nothing'"),
-        ({"grpo": "{group_size: 1}"}, "group_size is 1"),
-        ({"synthesize": "{samples: many}"}, "synthesize: samples is 'many'"),
+        ({"grpo": "{num_generations: 1}"}, "num_generations is 1"),
+        ({"synthesize": "{num_samples: many}"}, "synthesize: num_samples is 'many'"),
         ({"sft": "{overwrite: true}"}, "sft has overwrite, which the loop sets"),
         ({"grpo": "{output_dir: elsewhere}"}, "grpo has output_dir, which the loop sets"),
         ({"launch": "no-such-program"}, "there is no program 'no-such-program'"),
@@ -436,5 +436,5 @@ def test_a_loop_that_failed_in_its_first_stage_starts_again(tmp_path: Path) -> N
     words = ["--output_dir", str(tmp_path / "loop"), "--rounds", "1", "--sft"]
     for base in ("nowhere", "elsewhere"):  # the second is not held against the first
         with pytest.raises(UserError, match="sft_cot stopped with exit code 2"):
-            main([*words, f"{{base: {base}}}"])
+            main([*words, f"{{base_model: {base}}}"])
     assert "elsewhere" in (tmp_path / "loop" / "settings.json").read_text()

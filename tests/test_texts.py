@@ -100,7 +100,7 @@ def test_what_the_file_may_hold(tmp_path: Path) -> None:
             text_only.read_questions(path)
     with pytest.raises(UserError, match="holds no line"):
         text_only.read_questions(write(path, ""))
-    with pytest.raises(UserError, match="cannot read text_data"):
+    with pytest.raises(UserError, match="cannot read text_only_data"):
         text_only.read_questions(tmp_path / "nothing.jsonl")
 
 
@@ -117,7 +117,7 @@ def test_rows_are_mixed_and_what_does_not_fit_is_counted(processor: Any, tmp_pat
     mixed = concatenate_datasets([faces, texts])
     assert mixed.features == faces.features
     assert mixed["row"][:] == [0, 1, 2, 3, 4]
-    with pytest.raises(UserError, match=r"no row of text_data .* can be trained on"):
+    with pytest.raises(UserError, match=r"no row of text_only_data .* can be trained on"):
         text_only.encode_file(write(path, long), processor, llava, 512, **words)
     with pytest.raises(RefusedError, match="do not fit max_length 20"):
         text_only.encode_row(processor, llava, QUESTION, ANSWER, max_length=20)
@@ -127,8 +127,8 @@ def test_rows_are_mixed_and_what_does_not_fit_is_counted(processor: Any, tmp_pat
 def test_the_recipe_trains_on_both(sft_cot: Recipe, tmp_path: Path, cache: str) -> None:
     path = write(tmp_path / "t.jsonl", *[{"question": QUESTION, "answer": ANSWER}] * 4)
     run = tmp_path / "run"
-    words = ("--n_train", "12", "--text_data", str(path), "--epochs", "1", "--batch_size", "4")
-    how = ("--tower", "frozen", "--cache_features", cache)
+    words = ("--n_train", "12", "--text_only_data", str(path), "--epochs", "1", "--batch_size", "4")
+    how = ("--vision_tower", "frozen", "--cache_features", cache)
     assert sft_cot(run, *words, *how) == 0
     train = json.loads((run / "metrics.json").read_text())["train"]
     assert train["n"] == 16 and train["steps"] == 4

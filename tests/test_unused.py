@@ -94,13 +94,13 @@ SHORT = {
 @pytest.mark.parametrize("recipe", ["sft_cot", "sft_attributes"])
 def test_every_field_of_fine_tuning_is_read(recipe: str, base: Path, tmp_path: Path) -> None:
     script = load_script(f"recipes/{recipe}.py")
-    words = SHORT | {"base": base, "output_dir": tmp_path / "run"}
+    words = SHORT | {"base_model": base, "output_dir": tmp_path / "run"}
     assert unread(SETTINGS[recipe], words, script.main) == set()
 
 
 def test_every_field_of_context_is_read(base: Path, tmp_path: Path) -> None:
     script = load_script("recipes/context_emotion.py")
-    words = SHORT | {"base": base, "output_dir": tmp_path / "run"}
+    words = SHORT | {"base_model": base, "output_dir": tmp_path / "run"}
     # `model` says which settings there are, and is read before these.
     assert unread(SETTINGS["context_vlm"], words, script.main) <= {"model"}
 
@@ -108,13 +108,13 @@ def test_every_field_of_context_is_read(base: Path, tmp_path: Path) -> None:
 def test_every_field_of_grpo_is_read(base: Path, tmp_path: Path) -> None:
     script = load_script("recipes/grpo.py")
     words = {name: value for name, value in SHORT.items() if name != "epochs"} | {
-        "start": base,
+        "init_from": base,
         "prompt": "face_cot",
         "output_dir": tmp_path / "run",
         "max_steps": 1,
-        "group_size": 2,
+        "num_generations": 2,
         "batch_size": 2,
-        "max_drift": 1,
+        "max_logprob_drift": 1,
         "beta": 0.01,
     }
     assert unread(SETTINGS["grpo"], words, script.main) == set()
@@ -123,8 +123,12 @@ def test_every_field_of_grpo_is_read(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "name", "changes"),
     [
-        ("clip_finetune", "clip_finetune", {"validation_share": 0.3, "select": "best"}),
-        ("clip_captions", "clip_captions", {"n_probe": 40, "data_options": "{}"}),
+        (
+            "clip_finetune",
+            "clip_finetune",
+            {"validation_share": 0.3, "checkpoint_selection": "best"},
+        ),
+        ("clip_captions", "clip_captions", {"n_probe": 40, "dataset_options": "{}"}),
         ("context_emotion", "clip_caer", {"model": "clip-caer"}),
     ],
 )
@@ -132,7 +136,7 @@ def test_every_field_of_clip_recipes_is_read(
     recipe: str, name: str, changes: dict[str, Any], clip_base: Path, tmp_path: Path
 ) -> None:
     words = {k: v for k, v in SHORT.items() if k not in ("max_new_tokens", "n_eval")} | {
-        "base": clip_base,
+        "base_model": clip_base,
         "output_dir": tmp_path / "run",
         "n_train": 32,
     }
@@ -147,9 +151,9 @@ LORA = ("lora_rank", "lora_alpha")
 RULES = {
     "endpoint": "http://x/v1",
     "model": "m",
-    "saw_label": True,
+    "show_label": True,
     "prompt": "p",
-    "samples": 2,
+    "num_samples": 2,
     "api_key_env": "KEY",
     "concurrency": 2,
     "timeout": 5,
@@ -161,12 +165,12 @@ RULES = {
     "price_out": 1,
     "temperature": 2,
     "top_p": 0.5,
-    "labels": "vote",
+    "label_source": "vote",
     "min_agreement": 0.7,
     "batch_size": 2,
     "au_threshold": 2,
 }
-FULL = {"llm": "full"}
+FULL = {"language_model": "full"}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # (settings, what switches the field off, the field with a value)
     *[
@@ -176,37 +180,37 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "lora_alpha": 4,
             "lora_dropout": 0.1,
             "lora_variant": "dora",
-            "lora_modules": ["q_proj"],
+            "lora_target_modules": ["q_proj"],
             "train_embeddings": True,
         }.items()
     ],
-    ("sft_cot", {"tower": "lora"}, {"cache_features": True}),
-    ("sft_cot", {"schedule": "constant"}, {"warmup_steps": 5}),
-    ("sft_cot", {}, {"data_root": "/data"}),
+    ("sft_cot", {"vision_tower": "lora"}, {"cache_features": True}),
+    ("sft_cot", {"lr_scheduler": "constant"}, {"warmup_steps": 5}),
+    ("sft_cot", {}, {"dataset_root": "/data"}),
     ("sft_cot", {}, {"benchmark_root": "/data"}),
-    ("sft_attributes", {"prompt": "face_cot"}, {"balance": "tasks"}),
-    ("context_vlm", {}, {"alone": {"face": "context_face"}}),
+    ("sft_attributes", {"prompt": "face_cot"}, {"balance_by": "tasks"}),
+    ("context_vlm", {}, {"single_view_prompts": {"face": "context_face"}}),
     ("context_vlm", FULL, {"train_embeddings": True}),
     *[("grpo", FULL, {name: 4}) for name in LORA],
-    ("grpo", {"schedule": "constant"}, {"warmup_steps": 5}),
-    ("grpo", {"scale_rewards": "group"}, {"label_power": 1}),
-    ("grpo", {"iterations": 1}, {"clip_high": 0.28}),
-    ("grpo", {"iterations": 1}, {"clip_low": 0.1}),
-    *[("clip_finetune", {"image": "full", "head": "text"}, {name: 4}) for name in LORA],
-    ("clip_finetune", {}, {"text": "lora"}),
+    ("grpo", {"lr_scheduler": "constant"}, {"warmup_steps": 5}),
+    ("grpo", {"scale_rewards": "group"}, {"label_weight_power": 1}),
+    ("grpo", {"num_iterations": 1}, {"epsilon_high": 0.28}),
+    ("grpo", {"num_iterations": 1}, {"epsilon_low": 0.1}),
+    *[("clip_finetune", {"image_tower": "full", "head": "text"}, {name: 4}) for name in LORA],
+    ("clip_finetune", {}, {"text_tower": "lora"}),
     ("clip_finetune", {}, {"layer_decay": 0.9}),
     ("clip_finetune", {}, {"gradient_checkpointing": True}),
     ("clip_finetune", {}, {"dataloader_workers": 2}),
     ("clip_finetune", {}, {"affect_weight": 0.5}),
-    ("clip_finetune", {}, {"contexts": 4}),
+    ("clip_finetune", {}, {"num_context_tokens": 4}),
     ("clip_finetune", {}, {"class_specific": True}),
-    ("clip_finetune", {}, {"time": "mean"}),
+    ("clip_finetune", {}, {"temporal": "mean"}),
     ("clip_finetune", {}, {"negative_weight": 0.3}),
     ("clip_finetune", {"prompt": "clip_emotic", "benchmark": "emotic"}, {"margins": "ldam"}),
     ("clip_finetune", {}, {"validation_share": 0.1}),
     ("clip_finetune", {}, {"validation_split": "validation"}),
     ("clip_finetune", {}, {"milestones": [1, 2]}),
-    ("clip_finetune", {"schedule": "steps", "milestones": [1]}, {"warmup_steps": 2}),
+    ("clip_finetune", {"lr_scheduler": "steps", "milestones": [1]}, {"warmup_steps": 2}),
     *[("clip_captions", {}, {name: 4}) for name in LORA],
     ("clip_captions", {}, {"probe_root": "/data"}),
     ("synthesize", {}, {"concurrency": 2}),
@@ -214,17 +218,17 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("synthesize", {}, {"api_key_env": "KEY"}),
     *[("rationale", {}, {name: value}) for name, value in RULES.items()],
     ("rationale", {"writer": "teacher"}, {"style": "plain"}),
-    ("rationale", {"writer": "teacher"}, {"samples": 2}),
+    ("rationale", {"writer": "teacher"}, {"num_samples": 2}),
     ("rationale", {"writer": "model"}, {"repairs": 3}),
     ("rationale", {"writer": "model"}, {"aus": "m:f"}),
     ("rationale", {"writer": "model"}, {"timeout": 5}),
     ("run", {}, {"concurrency": 2}),
     ("run", {"model": "http://x/v1"}, {"batch_size": 2}),
-    ("run", {"mode": "score"}, {"max_new_tokens": 5}),
-    ("run", {}, {"data_root": "/data"}),
-    ("robustness", {}, {"data_root": "/data"}),
+    ("run", {"scoring": "likelihood"}, {"max_new_tokens": 5}),
+    ("run", {}, {"dataset_root": "/data"}),
+    ("robustness", {}, {"dataset_root": "/data"}),
     ("sweep", {"orders": 0}, {"n_orders": 5}),
-    ("sweep", {}, {"data_root": "/data"}),
+    ("sweep", {}, {"dataset_root": "/data"}),
 ]
 
 
@@ -250,7 +254,11 @@ def test_a_field_without_effect_is_refused(
 def test_the_recipes_of_supervised_fine_tuning_have_the_same_settings() -> None:
     fields = set(kinds(SETTINGS["sft_cot"]))
     assert set(kinds(SETTINGS["sft_attributes"])) == fields
-    assert set(kinds(SETTINGS["context_vlm"])) == fields | {"model", "ablation", "alone"}
+    assert set(kinds(SETTINGS["context_vlm"])) == fields | {
+        "model",
+        "ablation",
+        "single_view_prompts",
+    }
 
 
 def test_a_file_may_hold_what_the_command_line_switches_off(
@@ -259,10 +267,11 @@ def test_a_file_may_hold_what_the_command_line_switches_off(
     """The file's own contradictions are refused; what it says of an option that the command line
     switches off is printed; what the command line says must have an effect."""
 
-    def parse(llm: str, *words: str) -> SFTSettings:
+    def parse(language_model: str, *words: str) -> SFTSettings:
         file = tmp_path / "own.yaml"
         file.write_text(
-            f"base: b\ndata: synth\nbenchmark: synth\nprompt: face_cot\noutput_dir: o\nllm: {llm}\n"
+            f"base_model: b\ndataset: synth\nbenchmark: synth\nprompt: face_cot\noutput_dir: o\n"
+            f"language_model: {language_model}\n"
             "lora_rank: 32\n"
         )
         argv = ["--config", str(file), *words]
@@ -272,56 +281,59 @@ def test_a_file_may_hold_what_the_command_line_switches_off(
     with pytest.raises(UserError, match="lora_rank is 32, but has no effect"):
         parse("full")
     assert not capsys.readouterr().out
-    assert parse("lora", "--llm", "full").lora_rank == 32
+    assert parse("lora", "--language_model", "full").lora_rank == 32
     assert "note: lora_rank is 32, but has no effect" in capsys.readouterr().out
     with pytest.raises(UserError, match="lora_rank is 16, but has no effect"):
-        parse("lora", "--llm", "full", "--lora_rank", "16")
+        parse("lora", "--language_model", "full", "--lora_rank", "16")
 
 
 def test_an_adapter_keeps_its_policy_and_its_rank(run_dir: Path, tmp_path: Path) -> None:
     main = load_script("recipes/grpo.py").main
-    for words in (["--tower", "full"], ["--lora_rank", "4"]):
+    for words in (["--vision_tower", "full"], ["--lora_rank", "4"]):
         with pytest.raises(UserError, match=r"but has no effect: the adapter of .* is trained"):
-            main(["--start", str(run_dir), "--output_dir", str(tmp_path / words[1]), *words])
+            main(["--init_from", str(run_dir), "--output_dir", str(tmp_path / words[1]), *words])
 
 
-# --- limits ---------------------------------------------------------------------------------------
+# --- limitations ----------------------------------------------------------------------------------
 
 
-def limits(*words: str) -> str | None:
+def limitations(*words: str) -> str | None:
     settings = config.parse(
         SFTSettings, ["--output_dir", "o", *words], default="sft_cot_tiny", usage=""
     )
-    return settings.limits
+    return settings.limitations
 
 
-def test_limits_are_of_the_data_that_they_describe() -> None:
-    own = limits()
+def test_limitations_are_of_the_data_that_they_describe() -> None:
+    own = limitations()
     assert own and "rendered faces" in own
-    assert limits("--data", "synth", "--n_train", "8") == own
-    assert limits("--data", "rafdb", "--data_root", "/data") is None
+    assert limitations("--dataset", "synth", "--n_train", "8") == own
+    assert limitations("--dataset", "rafdb", "--dataset_root", "/data") is None
     given = "Trained on faces of one office."
-    assert limits("--data", "rafdb", "--data_root", "/data", "--limits", given) == given
+    assert (
+        limitations("--dataset", "rafdb", "--dataset_root", "/data", "--limitations", given)
+        == given
+    )
     neutral = manifest.default_limitations("/home/me/mixture.yaml")
     assert neutral.startswith("Trained on mixture.yaml.") and "rendered" not in neutral
 
 
-def test_a_run_on_other_data_does_not_inherit_limits(
+def test_a_run_on_other_data_does_not_inherit_limitations(
     sft_cot: Any, base: Path, tmp_path: Path
 ) -> None:
     mixture = tmp_path / "mine.yaml"
-    mixture.write_text("sources:\n  - {data: synth, options: {n: 16}}\nsize: 16\n")
-    words = ("--data", str(mixture), "--n_train", "16", "--epochs", "1")
+    mixture.write_text("sources:\n  - {dataset: synth, options: {n: 16}}\nsize: 16\n")
+    words = ("--dataset", str(mixture), "--n_train", "16", "--epochs", "1")
     assert sft_cot(tmp_path / "run", *words) == 0
     found, _ = manifest.load(tmp_path / "run")
-    assert found.limits == manifest.default_limitations("mine.yaml")
+    assert found.limitations == manifest.default_limitations("mine.yaml")
 
 
 def test_shipped_files_have_no_contradictions() -> None:
     for path in sorted((ROOT / "recipes/configs").glob("*.yaml")):
         stored = config.read(path)
         assert (
-            "limits" in stored
+            "limitations" in stored
             or path.stem in ("clip_captions_tiny", "facial_r1_loop")
             or (path.stem.startswith("synthesize"))
         ), path

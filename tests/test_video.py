@@ -96,7 +96,7 @@ def test_missing_empty_and_other_files(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             video.read_frames(tmp_path / name, 16)
-    with pytest.raises(UserError, match=r"frames=0: a clip needs at least one"):
+    with pytest.raises(UserError, match=r"num_frames=0: a clip needs at least one"):
         video.read_frames(videos.write(tmp_path / "clip.mp4", 2), 0)
 
 
@@ -285,7 +285,7 @@ def test_mafw_as_its_owners_ship_it(tmp_path):
     shutil.rmtree(tmp_path / "data")
     for number in (101, 102):
         videos.write(tmp_path / "clips" / f"{number:05d}.mp4", 10)
-    rows = data.load("mafw", tmp_path, "test", frames=2)
+    rows = data.load("mafw", tmp_path, "test", num_frames=2)
     assert rows["id"] == ["mafw-00101", "mafw-00102"]
     assert numbers(rows[1]["frames"]) == [2, 7]
 
@@ -310,10 +310,10 @@ def test_a_damaged_frame_is_named_and_counted(tmp_path):
     raer.write(root)
     broken = root / "train" / "Confusion" / "001" / "4.jpg"
     broken.write_bytes(broken.read_bytes()[:60])
-    rows = data.load("raer", root, frames=4, faces=None, bodies=None)
+    rows = data.load("raer", root, num_frames=4, faces=None, bodies=None)
     with pytest.raises(UserError, match=r"Confusion/001/4\.jpg' is damaged"):
-        crop_cache.apply_views(rows, (crops.View(size=32, show="scene"),), 4, progress=False)
+        crop_cache.apply_views(rows, (crops.View(size=32, view="scene"),), 4, progress=False)
     report = check.check(
-        "raer", root, progress=False, options={"frames": 4, "faces": None, "bodies": None}
+        "raer", root, progress=False, options={"num_frames": 4, "faces": None, "bodies": None}
     )
     assert "4.jpg" in check.format_report(report)

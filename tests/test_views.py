@@ -20,7 +20,7 @@ from vlmface.utils.images import as_list
 
 FACE, PERSON = [20.0, 10.0, 50.0, 40.0], [10.0, 5.0, 70.0, 95.0]
 VIEWS = crops.parse_views(
-    [{"size": 48, "margin": 0.0}, {"size": 64, "margin": 0.0, "show": "boxed"}]
+    [{"size": 48, "margin": 0.0}, {"size": 64, "margin": 0.0, "view": "face_boxed"}]
 )
 BROKEN = {
     "empty": [20, 10, 20, 40],
@@ -70,27 +70,21 @@ def cut(path, box, crop):
 # --- settings -------------------------------------------------------------------------------------
 
 
-def test_null_one_view_or_several():
-    assert crops.parse_views(None) == () and crops.views_as_dict(()) is None
-    one = {"size": 96, "margin": 0.1, "find": "given", "show": "face"}
-    assert crops.views_as_dict(crops.parse_views(one)) == one
-    two = [one, one | {"show": "scene"}]
-    assert crops.views_as_dict(crops.parse_views(two)) == two
-    assert crops.views_as_dict(crops.parse_views([one])) == one
-    folders = {
-        crops.parse_views(one | {"show": show})[0].folder
-        for show in ("face", "boxed", "context", "scene", "person")
-    }
-    assert len(folders) == 5
-    wider = one | {"margin_px": 20}
-    assert crops.views_as_dict(crops.parse_views(wider)) == wider
-    assert crops.parse_views(wider)[0].folder != crops.parse_views(one)[0].folder
+def test_null_or_a_list_of_views():
+    assert crops.parse_views(None) == () and crops.views_as_dicts(()) is None
+    one = {"size": 96, "margin": 0.1, "box_source": "annotation", "view": "face"}
+    for views in ([one], [one, one | {"view": "scene"}], [one | {"margin_px": 20}]):
+        assert crops.views_as_dicts(crops.parse_views(views)) == views
+    changes = [{"view": view} for view in ("face_boxed", "face_masked", "scene", "person")]
+    changes += [{}, {"margin_px": 20}]
+    folders = {crops.parse_views([one | change])[0].folder for change in changes}
+    assert len(folders) == 6
 
 
 def test_the_context_is_the_scene_without_the_face() -> None:
     picture = Image.new("RGB", (100, 100), (90, 160, 200))
     picture.paste((255, 255, 255), (40, 30, 60, 50))
-    context, scene = crops.View(100, 0.0, show="context"), crops.View(100, show="scene")
+    context, scene = crops.View(100, 0.0, view="face_masked"), crops.View(100, view="scene")
     seen = np.asarray(crops.render_view(picture, (40, 30, 60, 50), context)).astype(int)
     assert not seen[31:50, 41:60].any()
     outside = np.ones((100, 100), bool)
@@ -113,14 +107,18 @@ def test_pixels_around_a_box() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([], r"crop is \[\]: give one view"),
-        ([{"size": 96}, 3], "give one view"),
-        ("face", "give one view"),
-        ([{"show": "scene", "find": "detect"}], "find is detect, but show is scene"),
-        ({"show": "room"}, "face | boxed | scene | person"),
+        ([], r"views is \[\]: give a list of views"),
+        ([{"size": 96}, 3], "give a list of views"),
+        ("face", "give a list of views"),
+        (
+            [{"view": "scene", "box_source": "detector"}],
+            "box_source is detector, but view is scene",
+        ),
+        ({"size": 96}, r"give a list of views, such as \[\{size"),
+        ([{"view": "room"}], r"face \| face_boxed \| face_masked \| scene \| person"),
     ],
 )
-def test_views_that_are_none(values, said):
+def test_views_that_cannot_be_read(values, said):
     with pytest.raises(UserError, match=said):
         crops.parse_views(values)
 
@@ -132,7 +130,7 @@ def test_prompt_and_views_must_speak_of_as_many_pictures():
     prompts.check_images([one], 0, 1)
     with pytest.raises(UserError, match=r"context_both is about 2 .*1 would be shown.* no view"):
         prompts.check_images([both], 0, 1)
-    with pytest.raises(UserError, match=r"context_face is about 1 .*8 would.* 2 view\(s\), .* 4"):
+    with pytest.raises(UserError, match=r"context_face is about 1 .*8 would.* 2 views, .* 4"):
         prompts.check_images([one], 2, 4)
 
 
@@ -141,24 +139,24 @@ def test_prompt_and_views_must_speak_of_as_many_pictures():
 
 def test_the_scene_is_whole_and_the_person_is_cut_out():
     picture = Image.fromarray(np.full((100, 200, 3), 200, np.uint8))
-    scene = np.asarray(crops.render_view(picture, FACE, crops.View(200, show="scene")))
+    scene = np.asarray(crops.render_view(picture, FACE, crops.View(200, view="scene")))
     assert scene[:48].max() < 10 and scene[52:148].min() == 200  # bars, and no frame
-    person = crops.View(90, margin=0.0, show="person")
+    person = crops.View(90, margin=0.0, view="person")
     marked = np.zeros((100, 200, 3), np.uint8)
     marked[5:95, 10:70] = 255
     found = np.asarray(crops.render_view(Image.fromarray(marked), PERSON, person))
     assert found.shape == (90, 90, 3) and found[:, 16:74].min() == 255
     whole = np.asarray(crops.render_view(Image.fromarray(marked), None, person))
-    scene = crops.render_view(Image.fromarray(marked), None, crops.View(90, show="scene"))
+    scene = crops.render_view(Image.fromarray(marked), None, crops.View(90, view="scene"))
     np.testing.assert_array_equal(whole, np.asarray(scene))
 
 
 @pytest.mark.parametrize("box", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("show", ["face", "boxed", "person"])
-def test_a_box_that_cannot_be_one_is_none(box, show):
+@pytest.mark.parametrize("view", ["face", "face_boxed", "person"])
+def test_a_box_that_cannot_be_one_is_none(box, view):
     picture = Image.fromarray(np.full((100, 120, 3), 200, np.uint8))
     assert crops.valid_box(box, picture.size) is None
-    crop = crops.View(64, show=show)
+    crop = crops.View(64, view=view)
     np.testing.assert_array_equal(
         np.asarray(crops.render_view(picture, box, crop)),
         np.asarray(crops.render_view(picture, None, crop)),
@@ -178,7 +176,7 @@ def test_views_of_a_photograph(tmp_path):
     still = crops.image_views(photograph, FACE, VIEWS, frames=3)
     assert [one.size for one in still] == [(48, 48)] * 3 + [(64, 64)] * 3
     assert crops.image_views(photograph, None, ()) is photograph
-    person = crops.View(64, show="person")  # the face's box is not the person's
+    person = crops.View(64, view="person")  # the face's box is not the person's
     np.testing.assert_array_equal(
         crops.image_views(photograph, FACE, [person]), crops.render_view(photograph, None, person)
     )
@@ -215,7 +213,7 @@ def test_one_view_is_the_image_alone(tmp_path):
     assert plain["image"] == with_still_images(rows)["image"]
     assert not {"images", "face_found"} & set(plain.column_names)
     scene = crop_cache.apply_views(
-        rows, crops.parse_views({"show": "scene", "size": 32}), progress=False
+        rows, crops.parse_views([{"view": "scene", "size": 32}]), progress=False
     )
     assert "face_found" not in scene.column_names  # nobody asked where the face is
 
@@ -224,7 +222,7 @@ def test_each_frame_has_its_own_face(tmp_path):
     boxes = [[FACE, None, PERSON], [None, None, None]]
     meta = [json.dumps({"face_boxes": own, "body_box": PERSON}) for own in boxes]
     rows = clips(tmp_path, 2, 3, meta=meta)
-    person = crops.View(48, show="person")
+    person = crops.View(48, view="person")
     views = (*VIEWS, person)
     with pytest.warns(UserWarning, match="no face boxed in 4 of 6 pictures"):
         found = crop_cache.apply_views(rows, views, frames=3, progress=False)
@@ -243,8 +241,8 @@ def test_each_frame_has_its_own_face(tmp_path):
         np.testing.assert_array_equal(opened(row)[3:6], expected[3:6])
         np.testing.assert_array_equal(opened(row)[6:], expected[6:])
         assert row["image"] == row["images"][1] and row["frames"] is None
-    middle = crop_cache.apply_views(rows, [crops.View(48, show="scene")], progress=False)
-    scene = cut(tmp_path / "0-1.png", None, crops.View(48, show="scene"))
+    middle = crop_cache.apply_views(rows, [crops.View(48, view="scene")], progress=False)
+    scene = cut(tmp_path / "0-1.png", None, crops.View(48, view="scene"))
     np.testing.assert_array_equal(opened(middle[0])[0], scene)
 
 
@@ -260,7 +258,7 @@ def test_frames_without_views_and_clips_that_are_short(tmp_path):
     )  # stands still
     assert [one["path"] for one in row["images"]] == [f"{tmp_path}/0.png"] * 2
     for wrong in (0, -1, 1000):
-        with pytest.raises(UserError, match=rf"frames is {wrong}: a model is shown 1 to 64"):
+        with pytest.raises(UserError, match=rf"num_frames is {wrong}: a model is shown 1 to 64"):
             crop_cache.apply_views(rows, (), frames=wrong)
 
 

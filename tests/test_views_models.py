@@ -164,7 +164,7 @@ def test_more_or_fewer_pictures_than_the_prompt_is_about(predictor: LocalModel) 
 
 
 def test_families_tell_a_server_how_many_pictures_a_request_has(predictor: LocalModel) -> None:
-    policy = dict.fromkeys(("tower", "projector", "llm"), "frozen")
+    policy = dict.fromkeys(("vision_tower", "projector", "language_model"), "frozen")
     how: dict[str, Any] = {"max_length": 9, "policy": policy, "images": 2}
     if predictor.family is families.get("paligemma"):
         with pytest.raises(UserError, match="reads PaliGemma's question causally"):

@@ -97,9 +97,9 @@ def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_p
     with pytest.raises(UserError, match="projector: full"):
         main(
             [
-                "--start",
+                "--init_from",
                 str(memorised),
-                "--vllm",
+                "--vllm_url",
                 "http://127.0.0.1:1/v1",
                 "--n_train",
                 "4",
@@ -124,8 +124,8 @@ def start(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus += [str(PROMPT.messages())] * 20
     qwen_vl.build_tiny(folder / "base", corpus, head=32, vision_width=64)
     words = {
-        "base": folder / "base",
-        "tower": "frozen",
+        "base_model": folder / "base",
+        "vision_tower": "frozen",
         "projector": "frozen",
         "n_eval": 2,
         "train_embeddings": "false",
@@ -207,21 +207,21 @@ def vllm(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm
 
 def words(start: Path, url: str, output: Path, **changes: Any) -> list[str]:
     fixed = {
-        "start": start,
-        "vllm": url,
+        "init_from": start,
+        "vllm_url": url,
         "output_dir": output,
         "n_train": 8,
         "n_eval": 2,
-        "group_size": 4,
+        "num_generations": 4,
         "batch_size": 2,
         "max_steps": 4,
         "save_steps": 2,
         "warmup_steps": 0,
         "max_new_tokens": 40,
         "learning_rate": 1e-2,
-        "schedule": "constant",
-        "max_drift": 1e-4,
-        "rewards": "{repetition: 1, brevity: {words: 5}}",
+        "lr_scheduler": "constant",
+        "max_logprob_drift": 1e-4,
+        "rewards": "{repetition: 1, length_penalty: {words: 5}}",
     }
     return [w for k, v in (fixed | changes).items() for w in (f"--{k}", str(v))]
 

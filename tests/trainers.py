@@ -38,18 +38,18 @@ WORDS: dict[str, tuple[str, dict[str, Any]]] = {
             "prompt": "face_cot",
             "n_train": 8,
             "n_eval": 2,
-            "group_size": 2,
+            "num_generations": 2,
             "batch_size": 2,
             "max_steps": 4,
             "warmup_steps": 0,
             "save_steps": 2,
             "logging_steps": 1,
             "max_new_tokens": 4,
-            "rewards": "{format: 1, brevity: {words: 2}}",
+            "rewards": "{format: 1, length_penalty: {words: 2}}",
         },
     ),
     "clip": ("clip_finetune", {**SHARED, "n_eval": 8}),
-    "captions": ("clip_captions", {**SHARED, "n_probe": 40, "data_options": "{}"}),
+    "captions": ("clip_captions", {**SHARED, "n_probe": 40, "dataset_options": "{}"}),
 }
 
 
@@ -66,7 +66,9 @@ def starter(name: str, base: Path, clip_base: Path) -> Callable[..., int]:
     """main() of a trainer's recipe on the small random models; more settings override."""
     script, fixed = WORDS[name]
     main = load_script(f"recipes/{script}.py").main
-    model = {"sft": {"base": base}, "grpo": {"start": base}}.get(name, {"base": clip_base})
+    model = {"sft": {"base_model": base}, "grpo": {"init_from": base}}.get(
+        name, {"base_model": clip_base}
+    )
 
     def start(output_dir: Path, *words: str, **changes: Any) -> int:
         values = {**fixed, **model, "output_dir": output_dir, **changes}

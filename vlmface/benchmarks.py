@@ -96,9 +96,9 @@ class Benchmark:
         """Whether its data lie in a folder of the user's; rendered faces lie in none."""
         return getattr(data.dataset_module(self.dataset), "NEEDS_ROOT", True)
 
-    def root_beside(self, data_root: str | None) -> str | None:
+    def root_beside(self, dataset_root: str | None) -> str | None:
         """Where its data lie if nothing else is said: with the training data, if anywhere."""
-        return data_root if self.needs_root else None
+        return dataset_root if self.needs_root else None
 
     @property
     def published(self) -> list[dict[str, Any]]:

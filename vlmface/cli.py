@@ -35,14 +35,14 @@ def _synth(arguments: argparse.Namespace) -> int:
 
     path = write_sheet(
         arguments.sheet,
-        name=arguments.data,
+        name=arguments.dataset,
         n=arguments.n,
-        split=arguments.split,
+        split=arguments.dataset_split,
         seed=arguments.seed,
         size=arguments.size,
         workers=arguments.workers,
     )
-    print(f"{arguments.n} rows of {arguments.data} with their labels: {path}")
+    print(f"{arguments.n} rows of {arguments.dataset} with their labels: {path}")
     return 0
 
 
@@ -50,17 +50,17 @@ def _data_check(arguments: argparse.Namespace) -> int:
     from vlmface import data
     from vlmface.data import check
 
-    output = arguments.output or Path("checks") / data.short_name(arguments.name)
+    output_dir = arguments.output_dir or Path("checks") / data.short_name(arguments.name)
     report = check.check(
         arguments.name,
         arguments.root,
-        output,
-        splits=arguments.split,
+        output_dir,
+        splits=arguments.dataset_split,
         workers=arguments.workers,
-        options=data.parse_options(arguments.name, arguments.option),
+        options=data.parse_options(arguments.name, arguments.dataset_options),
     )
     print(printable(check.format_report(report), lines=True))
-    print(f"\nlook at {output / 'sheet.png'}; all of it is in {output / 'check.json'}")
+    print(f"\nlook at {output_dir / 'sheet.png'}; all of it is in {output_dir / 'check.json'}")
     return 1 if report["errors"] else 0
 
 
@@ -74,9 +74,11 @@ def _data_crop(arguments: argparse.Namespace) -> int:
     from vlmface import data
     from vlmface.data import crop_cache, crops
 
-    crop = crops.View(arguments.size, arguments.margin, arguments.find, arguments.show)
-    options = data.parse_options(arguments.name, arguments.option)
-    for split in arguments.split or data.splits_of(arguments.name, arguments.root, **options):
+    crop = crops.View(arguments.size, arguments.margin, arguments.box_source, arguments.view)
+    options = data.parse_options(arguments.name, arguments.dataset_options)
+    for split in arguments.dataset_split or data.splits_of(
+        arguments.name, arguments.root, **options
+    ):
         rows = data.load(arguments.name, arguments.root, split, **options)
         faces = crop_cache.cache_view(rows, crop, workers=arguments.workers)
         if arguments.sheet:
@@ -84,7 +86,7 @@ def _data_crop(arguments: argparse.Namespace) -> int:
                 faces, arguments.sheet.with_stem(f"{arguments.sheet.stem}-{split}")
             )
         print(f"{arguments.name}, {split}: {len(faces):,} rows in {crop.folder}")
-    print(f"train on them: --crop {json.dumps(crops.views_as_dict([crop]))!r}")
+    print(f"train on them: --views {json.dumps(crops.views_as_dicts([crop]))!r}")
     return 0
 
 
@@ -214,11 +216,11 @@ def _add_synth(commands: Commands) -> None:
         "synth", help="render labelled faces, scenes or clips and draw them on a contact sheet"
     )
     synth.add_argument(
-        "--data", default="synth", help="synth (faces, the default), synth_scenes or synth_clips"
+        "--dataset", default="synth", help="synth (faces, the default), synth_scenes or synth_clips"
     )
     option(synth, "--n", Count, default=64, help="number of them")
     synth.add_argument("--sheet", type=Path, default=Path("sheet.png"), help="picture to write")
-    synth.add_argument("--split", default="train", help="train, validation or test")
+    synth.add_argument("--dataset_split", default="train", help="train, validation or test")
     option(synth, "--seed", Seed, default=0)
     option(synth, "--size", Count, default=None, help="pixels a side (default 96, of scenes 192)")
     option(synth, "--workers", Count, default=None, help="processes (default: all cores)")
@@ -246,7 +248,7 @@ def _add_data(commands: Commands) -> None:
     _add_data_init(tools)
     check = tools.add_parser("check", help="counts, broken files, leaks, and a sheet of faces")
     _add_copy(check)
-    check.add_argument("--output", type=Path, help="folder to write (default checks/NAME)")
+    check.add_argument("--output_dir", type=Path, help="folder to write (default checks/NAME)")
     check.set_defaults(run=_data_check)
 
     crop = tools.add_parser("crop", help="cut the faces out once, into the cache of the recipes")
@@ -256,15 +258,15 @@ def _add_data(commands: Commands) -> None:
         crop, "--margin", NotNegative, default=0.2, help="on each side, times the box's longer side"
     )
     crop.add_argument(
-        "--find",
-        choices=("given", "detect"),
-        default="given",
+        "--box_source",
+        choices=("annotation", "detector"),
+        default="annotation",
         help="the data set's own boxes (default), or a face detector",
     )
     crop.add_argument(
-        "--show",
+        "--view",
         default="face",
-        choices=("face", "boxed", "context", "scene", "person"),
+        choices=("face", "face_boxed", "face_masked", "scene", "person"),
         help="which view of the picture, see docs/context.md",
     )
     crop.add_argument("--sheet", type=Path, help="picture to draw of each split's first faces")
@@ -569,9 +571,11 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
     """The arguments that name a copy of a data set."""
     command.add_argument("name", metavar="NAME", help="the data set's name in vlmface")
     command.add_argument("root", metavar="ROOT", nargs="?", help="folder of your copy")
-    command.add_argument("--split", nargs="+", action="extend", default=[], help="default: all")
     command.add_argument(
-        "--option",
+        "--dataset_split", nargs="+", action="extend", default=[], help="default: all"
+    )
+    command.add_argument(
+        "--dataset_options",
         nargs="+",
         action="extend",
         default=[],

@@ -117,7 +117,7 @@ def _expand_images(
     if len(sizes) != len(between):
         raise UserError(
             f"the prompt is about {len(between)} picture(s), but {len(sizes)} are shown: use a "
-            "prompt with as many `images`, or other views (crop) and frames"
+            "prompt with as many `images`, or other views and num_frames"
         )
     return before + "".join(
         family.image_text(processor, size) + text for size, text in zip(sizes, between, strict=True)

@@ -25,7 +25,7 @@ from vlmface.utils.files import atomic_write
 
 FILENAME = "vlmface.json"
 PROMPTS_DIR = "prompts"  # folder of a run
-SCHEMA = 3
+SCHEMA = 4
 TINY_MODEL = "vlmface-tiny"
 CLIP = "clip"  # the `family` of a CLIP, which is none of vlmface.families
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
@@ -47,9 +47,9 @@ class Manifest:
     Attributes:
         recipe: The recipe that trained the model.
         family: The model family.
-        base: {"id", "sha"} of the model that training started from.
+        base_model: {"id", "sha"} of the model that training started from.
         adapter: Whether the run folder holds a LoRA adapter for the base, or complete weights.
-        trainable: {"tower", "projector", "llm": frozen | lora | full}.
+        trainable: {"vision_tower", "projector", "language_model": frozen | lora | full}.
         prompts: What the model was trained to answer, a `prompt_entry` each.
         au_set: AUs that the training data annotates.
         image: Sizes in pixels and tokens (the family's `describe_image`).
@@ -57,15 +57,14 @@ class Manifest:
         weights: {file name: sha256} of the run's own weights and their configuration.
         max_length: Tokens of a training row.
         generation: {"max_new_tokens"}; decoding is always greedy.
-        data: {"name", "split", "n", "options", "fingerprint"} of the training data.
+        dataset: {"name", "split", "n", "options", "fingerprint"} of the training data.
         seed: Of training.
-        limits: What the model must not be used for, for readers of its answers.
-        crop: The view of a picture (`data.crops.View`), null for the whole picture, a list for
-            several views.
-        frames: Frames of a clip, for each view.
+        limitations: What the model must not be used for, for readers of its answers.
+        views: Of a picture (`data.crops.View`), in order; null for the whole picture.
+        num_frames: Frames of a clip, for each view.
         faces: "largest": its pictures are faces, and in a photograph the largest face is detected;
             "none": they are not.
-        quantize: What the base's language model was quantised to while the adapter was trained;
+        quantization: What the base's language model was quantised to while the adapter was trained;
             null if it was not. The model is loaded with the unquantised base.
         clip_classifier: How a CLIP's classifier is built (`clip.classifier.Shape`).
         created: Time of training, UTC.
@@ -75,7 +74,7 @@ class Manifest:
 
     recipe: str
     family: str
-    base: dict[str, str]
+    base_model: dict[str, str]
     adapter: bool
     trainable: dict[str, str]
     prompts: list[dict[str, str]]
@@ -85,13 +84,13 @@ class Manifest:
     weights: dict[str, str]
     max_length: int
     generation: dict[str, int]
-    data: dict[str, Any]
+    dataset: dict[str, Any]
     seed: int
-    limits: str
-    crop: dict[str, Any] | list[dict[str, Any]] | None = None
-    frames: int = 1
+    limitations: str
+    views: list[dict[str, Any]] | None = None
+    num_frames: int = 1
     faces: str = "largest"
-    quantize: str | None = None
+    quantization: str | None = None
     clip_classifier: dict[str, Any] | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     schema: int = SCHEMA
@@ -104,14 +103,14 @@ class Manifest:
 
 
 def default_limitations(data: str) -> str:
-    """The `limits` of a run whose settings contain none.
+    """The `limitations` of a run whose settings contain none.
 
     Args:
         data: The name of its data set, or a file.
     """
     return (
-        f"Trained on {Path(data).name}. The limits of this model have not been described: do not "
-        "use it for decisions about people. An expression is not proof of what someone feels."
+        f"Trained on {Path(data).name}. The limitations of this model have not been described: do "
+        "not use it for decisions about people. An expression is not proof of what someone feels."
     )
 
 
@@ -273,7 +272,7 @@ _PROMPT_ENTRY = _entry(id=_is_name, sha=_is_sha, label_space=_is_name, label_spa
 _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "recipe": (_is_name, "a name"),
     "family": (_is_name, "a name"),
-    "base": (
+    "base_model": (
         _entry(id=_matches(r"[^\0-\x1f]{1,1000}"), sha=_is_sha),
         "{id, sha} with 12 hex digits",
     ),
@@ -295,16 +294,16 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
         _mapping(lambda name: name == "max_new_tokens", _number(1, 10**6)),
         "max_new_tokens",
     ),
-    "data": (
+    "dataset": (
         lambda value: isinstance(value, dict) and _text(1000)(value.get("name")) and _plain(value),
         "a mapping with a name",
     ),
     "seed": (_number(0, 2**64), "a whole number"),
-    "limits": (_text(20_000), "text"),
-    "crop": (_either(_is_none, _is_view, _items(_is_view)), "null, a view, or a list of views"),
-    "frames": (_number(1, 10_000), "a whole number"),
+    "limitations": (_text(20_000), "text"),
+    "views": (_either(_is_none, _items(_is_view, 1)), "null, or a list of views"),
+    "num_frames": (_number(1, 10_000), "a whole number"),
     "faces": (_matches("none|largest"), "none or largest"),
-    "quantize": (_either(_is_none, _is_name), "null or a name"),
+    "quantization": (_either(_is_none, _is_name), "null or a name"),
     "clip_classifier": (_either(_is_none, _is_view), "null or settings of a classifier"),
     "created": (_text(100), "a time"),
     "schema": (_number(SCHEMA, SCHEMA), str(SCHEMA)),
@@ -432,7 +431,7 @@ def resolve(base: str) -> Path:
 
 def resolve_base(manifest: Manifest, run_dir: str | Path) -> Path:
     """The folder of the run's base model, unchanged since training. Raises UserError."""
-    base = manifest.base
+    base = manifest.base_model
     try:
         path = resolve(base["id"])
     except UserError as error:

@@ -211,7 +211,7 @@ def check_images(asked: Sequence[Prompt], views: int, frames: int) -> None:
         if prompt.images != shown:
             raise UserError(
                 f"prompt {prompt.id} is about {prompt.images} picture(s), but {shown} would be "
-                f"shown: crop has {views or 'no'} view(s), and frames is {frames}. Use a prompt "
+                f"shown: there are {views or 'no'} views, and num_frames is {frames}. Use a prompt "
                 f"with images: {shown}, or other views"
             )
 

@@ -298,7 +298,7 @@ def _launch_identity(settings: Any) -> dict[str, Any]:
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows = world * getattr(settings, "batch_size", 1)
-    rows *= getattr(settings, "gradient_accumulation", 1) * getattr(settings, "group_size", 1)
+    rows *= getattr(settings, "gradient_accumulation", 1) * getattr(settings, "num_generations", 1)
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
     kind = distributed.sharding()
     return {

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import datasets
 
 RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
+VERSION = 2  # raise whenever a column changes its name or type
 AFFECT = ("valence", "arousal")  # fields of FaceSample, -1..1
 
 
@@ -37,8 +38,8 @@ class FaceSample:
     `aus` lists the annotated AUs only (None: no AU was annotated). `label_votes` are counts or
     probabilities >= 0 of the words of any label space, and of words such as other, unknown and
     no_face (`label_votes.distribution` turns them into a distribution). `age_group`, `gender`,
-    `race` and `context` keep the data set's own words. `saw_label`: the writer of the rationale was
-    told the labels, so it is not evidence of what the face alone shows."""
+    `race` and `context` keep the data set's own words. `rationale_saw_label`: the writer of the
+    rationale was told the labels, so it is not evidence of what the face alone shows."""
 
     id: str
     dataset: str
@@ -59,7 +60,7 @@ class FaceSample:
     context: list[str] | None = None
     rationale: str | None = None
     rationale_source: str = "none"
-    saw_label: bool = False
+    rationale_saw_label: bool = False
     meta: dict[str, Any] = field(default_factory=dict)
 
     def validate(self) -> FaceSample:
@@ -199,7 +200,7 @@ def features() -> datasets.Features:
             "context": [text],
             "rationale": text,
             "rationale_source": text,
-            "saw_label": Value("bool"),
+            "rationale_saw_label": Value("bool"),
             "meta": text,
         }
     )

@@ -1,6 +1,6 @@
 """Write benchmarks as tasks of lmms-eval.
 
-python eval/lmms_eval/generate.py --output_dir tasks --benchmarks rafdb --data_root /data/RAF-DB
+python eval/lmms_eval/generate.py --output_dir tasks --benchmarks rafdb --dataset_root /data/RAF-DB
 lmms-eval --include_path tasks --tasks vlmface_rafdb --model ...
 
 Each benchmark becomes vlmface_NAME.yaml and, beside it, vlmface_NAME.json, which says where its
@@ -50,20 +50,20 @@ class Settings(Checked):
 
     output_dir: str
     benchmarks: list[str] = field(default_factory=list)
-    data_root: str | None = None
+    dataset_root: str | None = None
     prompt: list[str] = field(default_factory=list)
     max_new_tokens: Count = 256
 
 
 def main(argv: Sequence[str]) -> int:
-    """`--output_dir DIR [--benchmarks NAME,...] [--data_root DIR] [--prompt ID,...] ...`"""
+    """`--output_dir DIR [--benchmarks NAME,...] [--dataset_root DIR] [--prompt ID,...] ...`"""
     distributed.check_alone("eval/lmms_eval/generate.py")
     usage = f"python eval/lmms_eval/generate.py {main.__doc__}"
     settings = config.from_words(Settings, argv, usage=usage)
-    if settings.data_root and not settings.benchmarks:
+    if settings.dataset_root and not settings.benchmarks:
         raise UserError(
-            f"data_root is {settings.data_root}, but no benchmark is named: say which of them is "
-            "on its data with --benchmarks NAME,..."
+            f"dataset_root is {settings.dataset_root}, but no benchmark is named: say which of "
+            "them is on its data with --benchmarks NAME,..."
         )
     folder = _folder(settings.output_dir)
     by_name = {_stored(name): prompts.load(name) for name in settings.prompt or PROMPTS}
@@ -101,10 +101,10 @@ def write(folder: Path, name: str, settings: Settings, by_name: dict[str, prompt
         next(key for key, prompt in by_name.items() if prompt is scored_prompt)
         for scored_prompt in scored
     ]
-    root = settings.data_root if benchmark.needs_root else None
+    root = settings.dataset_root if benchmark.needs_root else None
     index = {
         "benchmark": name,
-        "data_root": None if root is None else str(Path(root).expanduser().resolve()),
+        "dataset_root": None if root is None else str(Path(root).expanduser().resolve()),
         "prompts": [
             {"prompt": key, "sha": prompt.sha} for key, prompt in zip(names, scored, strict=True)
         ],

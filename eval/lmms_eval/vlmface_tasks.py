@@ -44,7 +44,7 @@ _prompt = functools.cache(prompts.load)
 
 def docs(index: datasets.Dataset) -> datasets.Dataset:
     """The docs of a task, those of a face one after the other. `index` has one row: `benchmark`,
-    `data_root` (the folder of its data set, or null) and `prompts`, [{"prompt", "sha"}, ...].
+    `dataset_root` (the folder of its data set, or null) and `prompts`, [{"prompt", "sha"}, ...].
 
     Nothing is copied: of data sets of files the docs hold paths. Raises what `benchmarks.load_rows`
     raises, and UserError for a prompt that is no longer what it was.
@@ -62,7 +62,7 @@ def docs(index: datasets.Dataset) -> datasets.Dataset:
                 f"prompt {entry['prompt']} was {entry['sha']} when the task of {benchmark.id} was "
                 f"written, and is {sha} now: run eval/lmms_eval/generate.py again"
             )
-    rows = benchmarks.load_rows(benchmark, task["data_root"], None)
+    rows = benchmarks.load_rows(benchmark, task["dataset_root"], None)
     truths = [
         json.dumps(answering.truth(FaceSample.from_row(row), benchmark))
         for row in rows.remove_columns(["image", "frames"])
@@ -226,7 +226,7 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "benchmark": benchmark.id,
             "model": "lmms-eval",
             "prompt": {"id": prompt.id, "sha": prompt.sha},
-            "mode": "free",
+            "scoring": "generated",
             "wall_s": 0.0,
             "peak_rss_gib": 0.0,
         }

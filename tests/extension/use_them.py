@@ -25,8 +25,8 @@ assert "portraits" in data.names() and data.shows_faces("portraits")
 assert [item.weight for item in rewards.parse({"mood": {"wrong": -1.0}})] == [0.5]
 
 common = {
-    "data": "portraits",
-    "data_root": folder / "data",
+    "dataset": "portraits",
+    "dataset_root": folder / "data",
     "benchmark": folder / "bench.yaml",
     "warmup_steps": 0,
     "max_new_tokens": 8,
@@ -42,13 +42,13 @@ def main(script: str, **settings: object) -> None:
 main(
     "recipes/sft_attributes.py",
     **common,
-    base=base,
+    base_model=base,
     output_dir=folder / "sft",
     prompt="asks_mood",
     batch_size=4,
     epochs=40,
     learning_rate=5e-3,
-    tower="frozen",
+    vision_tower="frozen",
     lora_rank=16,
     lora_alpha=32,
     lora_dropout=0.0,
@@ -58,10 +58,10 @@ main(
 main(
     "recipes/grpo.py",
     **common,
-    start=folder / "sft",
+    init_from=folder / "sft",
     output_dir=folder / "grpo",
     rewards="{format: 1, mood: {weight: 2, wrong: -1}}",
-    group_size=2,
+    num_generations=2,
     batch_size=2,
     max_steps=1,
     save_steps=1,
@@ -69,7 +69,7 @@ main(
 main(
     "eval/run.py",
     benchmark=folder / "bench.yaml",
-    data_root=folder / "data",
+    dataset_root=folder / "data",
     model=folder / "grpo",
     output_dir=folder / "again",
 )
@@ -80,7 +80,7 @@ families.get("face_llava").build_tiny(folder / "face_llava", corpus)
 main(
     "recipes/sft_attributes.py",
     **common,
-    base=folder / "face_llava",
+    base_model=folder / "face_llava",
     output_dir=folder / "family",
     prompt="asks_mood",
     batch_size=4,

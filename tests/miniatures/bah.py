@@ -7,7 +7,7 @@ from pathlib import Path
 from miniatures import text
 from miniatures.dfew import clip
 
-ARGUMENTS: dict = {"frames": 4}
+ARGUMENTS: dict = {"num_frames": 4}
 TRAIN = [
     "Videos/82711/Visite_1/82711_Question_1_2024-11-18_16-07-42_Video.mp4,1,Well, I, um, sleep.",
     "Videos/82711/Visite_1/82711_Question_2_2024-11-18 16-09-44_Video.mp4,0,",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from miniatures import face, text
 
-ARGUMENTS: dict = {"frames": 4}
+ARGUMENTS: dict = {"num_frames": 4}
 TEST = {11: 4, 12: 7, 10013: 3}
 
 

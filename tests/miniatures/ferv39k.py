@@ -7,7 +7,7 @@ from pathlib import Path
 from miniatures import text
 from miniatures.dfew import clip
 
-ARGUMENTS: dict = {"frames": 4}
+ARGUMENTS: dict = {"num_frames": 4}
 WORDS = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 TRAIN = [f"{scene}/{word}/0001 {word}" for scene, word in zip("ABCDEFG", WORDS, strict=True)]
 TEST = ["A/Sad/0001 Sad", "A/Sad/0010 Sad"]

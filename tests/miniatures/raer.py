@@ -8,7 +8,7 @@ from pathlib import Path
 from miniatures import text
 from miniatures.dfew import clip
 
-ARGUMENTS: dict = {"frames": 4}
+ARGUMENTS: dict = {"num_frames": 4}
 WORDS = ("Neutrality", "Enjoyment", "Confusion", "Fatigue", "Distraction")
 
 

@@ -18,6 +18,6 @@ def write(root: Path) -> None:
     rows = []
     for sample in samples(5):
         sample.rationale = rules.write(sample.intensities(), sample.emotion, body_only=True)
-        sample.rationale_source, sample.saw_label = "rules", True
+        sample.rationale_source, sample.rationale_saw_label = "rules", True
         rows.append(sample.validate().to_row())
     Dataset.from_list(rows, features()).save_to_disk(root)

@@ -114,14 +114,14 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
 
     with tempfile.TemporaryDirectory() as out:
         settings = contrastive.Settings(
-            base=str(folder),
-            data="",
+            base_model=str(folder),
+            dataset="",
             probe_data="",
             output_dir=out,
             batch_size=BATCH,
             epochs=EPOCHS,
             learning_rate=RATE,
-            schedule="constant",
+            lr_scheduler="constant",
             logging_steps=1,
             save_steps=10_000,
         )

@@ -147,8 +147,8 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
         prompt=prompt,
         policy={},
         max_length=1024,
-        crop=None,
-        frames=1,
+        views=None,
+        num_frames=1,
         run=None,
     )
     used = rewards.parse({"format": 1})
@@ -171,7 +171,7 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
         judge=judge,
         stops=[],
         top_p=1.0,
-        max_drift=0.05,
+        max_logprob_drift=0.05,
         keep_features=True,
     )
     trainer.never = [processor.tokenizer.eos_token_id, processor.image_token_id]
@@ -222,7 +222,7 @@ def equal_loss(folder: Path) -> dict[str, float]:
                 shared = trainer._prompts([row["index"] for row in batch][::GROUP])
                 prompt_ids = shared["input_ids"].repeat_interleave(GROUP, 0)
                 inputs: dict[str, Any] = {"shared": shared, "rollout_logps": torch.zeros(ids.shape)}
-                trainer.max_drift = float("inf")
+                trainer.max_logprob_drift = float("inf")
                 trainer.never = []
             else:
                 text = trainer.processing_class.apply_chat_template(

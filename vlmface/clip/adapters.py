@@ -65,8 +65,8 @@ def add_adapters(clip: Clip, frames: int) -> None:
     blocks = getattr(tower, "resblocks", None)
     if blocks is None or not all(hasattr(block, "attention") for block in blocks):
         raise UserError(
-            f"image is adapters, but the image tower of {clip.base} is not built of open_clip's "
-            "own blocks: use image: lora or full"
+            f"image_tower is adapters, but the image tower of {clip.base} is not built of "
+            "open_clip's own blocks: use image_tower: lora or full"
         )
     for number, block in enumerate(blocks):
         blocks[number] = Adapted(block, clip.model.visual.ln_post.weight.shape[0], frames)

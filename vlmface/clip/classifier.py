@@ -27,8 +27,8 @@ from vlmface.label_texts import LabelTexts, check_lengths
 # attention: up to 0.21 it adds the output projection's part twice (peft#3774), and adds to and
 # subtracts from the base's weights at every step, which rounding does not undo.
 LORA_MODULES = {
-    "image": r"visual\..*\.(c_fc|c_proj)",
-    "text": r"(text\.)?transformer\..*\.(c_fc|c_proj)",
+    "image_tower": r"visual\..*\.(c_fc|c_proj)",
+    "text_tower": r"(text\.)?transformer\..*\.(c_fc|c_proj)",
 }
 ATTENTION = "attn.in_proj_weight"
 TIMM_LORA_MODULES = r"visual\..*\.(qkv|proj|fc1|fc2)"  # image towers of timm (SigLIP)
@@ -39,28 +39,28 @@ class ClassifierConfig:
     """How a classifier is built; part of the manifest.
 
     Attributes:
-        image: how the image tower is trained.
-        text: how the text tower is trained; "prompts": learnt contexts in front of each text.
+        image_tower: how the image tower is trained.
+        text_tower: how the text tower is trained; "prompts": learnt contexts in front of each text.
         head: "text" (cosine with the labels' features) or "linear" (weights that start from them).
-        views: pictures of a row.
-        frames: pictures of each view.
-        time: how the frames' features are merged, see `temporal.TIME`.
+        num_views: pictures of a row.
+        num_frames: pictures of each view.
+        temporal: how the frames' features are merged, see `temporal.TIME`.
         affect: the head for valence and arousal, see `affect`.
-        contexts: number of learnt context vectors.
+        num_context_tokens: number of learnt context vectors.
         class_specific: whether each text has contexts of its own.
         negative_weight: of the texts that describe what a label does not show.
         lora_rank: rank of LoRA in both towers.
         lora_alpha: scale of LoRA in both towers.
     """
 
-    image: Literal["frozen", "lora", "adapters", "full"] = "frozen"
-    text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
+    image_tower: Literal["frozen", "lora", "adapters", "full"] = "frozen"
+    text_tower: Literal["frozen", "lora", "full", "prompts"] = "frozen"
     head: Literal["text", "linear"] = "text"
-    views: int = 1
-    frames: int = 1
-    time: Literal["none", "mean", "transformer"] = "none"
+    num_views: int = 1
+    num_frames: int = 1
+    temporal: Literal["none", "mean", "transformer"] = "none"
     affect: Literal["none", "linear", "graph"] = "none"
-    contexts: int = 8
+    num_context_tokens: int = 8
     class_specific: bool = False
     negative_weight: float = 0.0
     lora_rank: int = 8
@@ -75,10 +75,10 @@ class Classifier(nn.Module):
 
     def __init__(self, clip: Clip, texts: LabelTexts, shape: ClassifierConfig) -> None:
         super().__init__()
-        if shape.frames > 1 and shape.time == "none":
+        if shape.num_frames > 1 and shape.temporal == "none":
             raise UserError(
-                f"frames is {shape.frames}, but time is none: say how frames become one with "
-                f"time: {' | '.join(TIME[1:])}"
+                f"num_frames is {shape.num_frames}, but temporal is none: say how frames become "
+                f"one with temporal: {' | '.join(TIME[1:])}"
             )
         self.clip, self.texts, self.shape = clip, texts, shape
         self.model = clip.model
@@ -91,11 +91,11 @@ class Classifier(nn.Module):
         self._register("negative_tokens", clip.tokens(negative) if negative else None)
 
         self._choose_weights()
-        self.over_time = OverTime(shape.time, clip.width, shape.frames, shape.views)
-        self.fusion = Fusion(clip.width, shape.views) if shape.views > 1 else None
+        self.over_time = OverTime(shape.temporal, clip.width, shape.num_frames, shape.num_views)
+        self.fusion = Fusion(clip.width, shape.num_views) if shape.num_views > 1 else None
         self.contexts = (
-            Contexts(clip, positive, shape.contexts, class_specific=shape.class_specific)
-            if shape.text == "prompts"
+            Contexts(clip, positive, shape.num_context_tokens, class_specific=shape.class_specific)
+            if shape.text_tower == "prompts"
             else None
         )
         labels = len(texts.space.labels)
@@ -119,9 +119,9 @@ class Classifier(nn.Module):
     def _choose_weights(self) -> None:
         """Freeze untrained parameters and insert LoRA adapters."""
         shape = self.shape
-        full = [tower for tower in ("image", "text") if getattr(shape, tower) == "full"]
-        if shape.image == "adapters":
-            add_adapters(self.clip, shape.frames)
+        full = [tower for tower in ("image_tower", "text_tower") if getattr(shape, tower) == "full"]
+        if shape.image_tower == "adapters":
+            add_adapters(self.clip, shape.num_frames)
         self.adapter = add_lora(self.clip, shape)
         for name, parameter in self.model.named_parameters():
             if "lora_" not in name:
@@ -145,7 +145,7 @@ class Classifier(nn.Module):
     def label_features(self) -> torch.Tensor:
         """`_label_features`, computed once if no weight that they depend on is trained, or in
         evaluation mode."""
-        if self.training and self.shape.text != "frozen":
+        if self.training and self.shape.text_tower != "frozen":
             self._kept = None
             return self._label_features()
         if self._kept is None or self._kept.device != self.clip.device:
@@ -155,7 +155,7 @@ class Classifier(nn.Module):
 
     def train(self, mode: bool = True) -> Classifier:
         super().train(mode)
-        if mode and self.shape.text != "frozen":
+        if mode and self.shape.text_tower != "frozen":
             self._kept = None
         return self
 
@@ -171,7 +171,7 @@ class Classifier(nn.Module):
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """`image_features` (n, views x frames, width) -> one feature (n, width), normalised."""
         shape = self.shape
-        views = pictures.unflatten(1, (shape.views, shape.frames)).to(self.clip.dtype)
+        views = pictures.unflatten(1, (shape.num_views, shape.num_frames)).to(self.clip.dtype)
         merged = self.over_time(views)  # (n, views, width)
         if self.fusion is not None:
             return F.normalize(self.fusion(merged), dim=-1)
@@ -243,10 +243,10 @@ class Classifier(nn.Module):
 
 
 def tower_of(name: str) -> str:
-    """The tower that a weight of an open_clip model belongs to: image, text or "scale"."""
+    """The part that a weight of an open_clip model belongs to: image_tower, text_tower or scale."""
     if name.startswith("visual."):
-        return "image"
-    return "scale" if name in ("logit_scale", "logit_bias") else "text"
+        return "image_tower"
+    return "scale" if name in ("logit_scale", "logit_bias") else "text_tower"
 
 
 def add_lora(clip: Clip, shape: Any) -> list[Any]:
@@ -256,7 +256,7 @@ def add_lora(clip: Clip, shape: Any) -> list[Any]:
         [peft's model], or []: a list, so that a module that keeps it does not register its weights
         a second time.
     """
-    towers = [tower for tower in ("image", "text") if getattr(shape, tower) == "lora"]
+    towers = [tower for tower in ("image_tower", "text_tower") if getattr(shape, tower) == "lora"]
     if not towers:
         return []
     from peft import LoraConfig, get_peft_model
@@ -276,12 +276,12 @@ def add_lora(clip: Clip, shape: Any) -> list[Any]:
 
 
 def _lora_modules(clip: Clip, tower: str) -> str:
-    if tower == "image" and not hasattr(clip.model.visual, "transformer"):
+    if tower == "image_tower" and not hasattr(clip.model.visual, "transformer"):
         return TIMM_LORA_MODULES
-    if tower == "text" and not clip.reads_embedded:
+    if tower == "text_tower" and not clip.reads_embedded:
         raise UserError(
-            f"text is lora, but the text tower of {clip.base} is a model of transformers: use "
-            "text: frozen or full"
+            f"text_tower is lora, but the text tower of {clip.base} is a model of transformers: "
+            "use text_tower: frozen or full"
         )
     return LORA_MODULES[tower]
 

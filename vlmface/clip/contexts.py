@@ -31,15 +31,16 @@ class Contexts(nn.Module):
         super().__init__()
         if not clip.reads_embedded:
             raise UserError(
-                f"text is prompts, but the text tower of {clip.base} is a model of transformers "
-                "that takes no learnt contexts: use text: frozen or full"
+                f"text_tower is prompts, but the text tower of {clip.base} is a model of "
+                "transformers that takes no learnt contexts: use text_tower: frozen or full"
             )
         token_counts = lengths(clip.tokenizer, texts)
         limit = clip.tokenizer.context_length
         if count < 1 or max(token_counts) + count > limit:
             raise UserError(
-                f"contexts is {count}, but the longest text has {max(token_counts)} of the {limit} "
-                "tokens that this model reads: shorten the texts or take fewer contexts"
+                f"num_context_tokens is {count}, but the longest text has {max(token_counts)} "
+                f"of the {limit} tokens that this model reads: shorten the texts or set "
+                "num_context_tokens lower"
             )
         self.clip = [clip]  # a list: its weights are the classifier's
         tokens = clip.tokens(texts)

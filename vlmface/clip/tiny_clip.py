@@ -15,7 +15,7 @@ WIDTH = 128  # of a feature
 
 
 def build(seed: int = 0, *, tower: bool = True) -> Clip:
-    """The model, float32. `tower`: with vlmface-tiny's image tower, which knows faces but no
+    """The model, float32. `vision_tower`: with vlmface-tiny's image tower, which knows faces but no
     words; else that is random too."""
     import open_clip
 

@@ -62,7 +62,9 @@ def shows_faces(name: str) -> bool:
     if is_mixture(name):
         from vlmface.data import mixture
 
-        return all(shows_faces(source.data) for source in mixture.read(Path(name).expanduser())[1])
+        return all(
+            shows_faces(source.dataset) for source in mixture.read(Path(name).expanduser())[1]
+        )
     return not getattr(dataset_module(name), "WHOLE_SCENES", False)
 
 

@@ -63,7 +63,7 @@ def label_warnings(file: DatasetFile, splits: Mapping[str, datasets.Dataset]) ->
         if n >= UNEVEN * rare:
             found.append(
                 f"train: {n:,} rows of {most}, but {rare:,} of {least}: rows of the same number "
-                "of each label are trained on with --balance labels"
+                "of each label are trained on with --balance_by labels"
             )
     return found
 

@@ -64,7 +64,7 @@ def with_frames(
         UserError: no clip has frames, or `count` is below 1.
     """
     if count < 1:
-        raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
+        raise UserError(f"num_frames={count}: a clip needs at least one frame, 16 are usual")
     frames_by_clip: dict[int, list[str]] = {}
     files: dict[int, Path] = {}
     dropped: dict[str, list[str]] = {}

@@ -164,9 +164,9 @@ class _Picture:
 
     def job(self, view: View) -> _RenderJob:
         """The picture and the box that a view is rendered from."""
-        if view.show == "scene":
+        if view.view == "scene":
             return _RenderJob(self.source, None)
-        if view.show == "person":
+        if view.view == "person":
             return _RenderJob(self.source, self.person)
         box = self.face
         if valid_box(box) is None and (not self.faces or not view.needs_face):
@@ -244,7 +244,9 @@ def apply_views(
     from vlmface.data.video import segment_midpoints
 
     if not 1 <= frames <= MAX_FRAMES:
-        raise UserError(f"frames is {frames}: a model is shown 1 to {MAX_FRAMES} frames of a clip")
+        raise UserError(
+            f"num_frames is {frames}: a model is shown 1 to {MAX_FRAMES} frames of a clip"
+        )
     if not views and frames == 1:
         return with_still_images(rows)
     chosen = [[row[i] for i in segment_midpoints(len(row), frames)] for row in _pictures(rows)]
@@ -350,10 +352,10 @@ def _render_rows(
     jobs = [[picture.job(view) for picture in row] for row in pictures]
     distinct = list(dict.fromkeys(job for row in jobs for job in row))
     stored = _stored_views(distinct, view, workers, progress)
-    if view.show != "scene" and (whole := [j.source for j in distinct if not stored[j][1]]):
+    if view.view != "scene" and (whole := [j.source for j in distinct if not stored[j][1]]):
         name = whole[0] if isinstance(whole[0], str) else "a picture without a name"
-        what = "person" if view.show == "person" else "face"
-        how = "found" if view.find == "detect" or view.is_shape else "boxed"
+        what = "person" if view.view == "person" else "face"
+        how = "found" if view.box_source == "detector" or view.is_shape else "boxed"
         taken = "left black" if view.is_shape else "taken whole"
         warnings.warn(
             f"no {what} {how} in {len(whole):,} of {len(distinct):,} pictures, which are {taken}: "

@@ -42,100 +42,103 @@ class View:
         size: pixels of a side.
         margin: kept around the box on each side, as a share of its longer side.
         margin_px: kept in addition, in pixels of the picture.
-        show: "face" is the square around the face with its margins. "boxed" is the whole picture
-            with a red frame around the face and its margins, so that a prompt can ask about one
-            person among several. "context" is the whole picture with that box blacked out, as in
-            CAER-Net's second stream; "scene" the whole picture as it is. "person" is the square
-            around the person with its margins. "landmarks" and "parsed" show what `shapes` draws
-            of the face's mesh instead of its pixels; they are black where no mesh is detected.
-        find: where the box is from, except for "scene" and "person". "given" takes the annotated
-            box of the face, or else of the person. "detect" takes the largest face that
+        view: "face" is the square around the face with its margins. "face_boxed" is the whole
+            picture with a red frame around the face and its margins, so that a prompt can ask about
+            one person among several. "face_masked" is the whole picture with that box blacked out,
+            as in CAER-Net's second stream; "scene" the whole picture as it is. "person" is the
+            square around the person with its margins. "landmarks" and "face_parsing" show what
+            `shapes` draws of the face's mesh instead of its pixels; they are black where no mesh is
+            detected.
+        box_source: where the box is from, except for "scene" and "person". "annotation" takes the
+            annotated box of the face, or else of the person. "detector" takes the largest face that
             `detect.Detector` finds, in and around the annotated box if there is one.
 
     Where a data set boxes faces and has no box for a picture, the box of its person is not used as
-    that of a face, but "boxed" still frames it. Without any box the whole picture is taken.
+    that of a face, but "face_boxed" still frames it. Without any box the whole picture is taken.
     """
 
     size: int = 224
     margin: float = 0.2
-    find: Literal["given", "detect"] = "given"
-    show: Literal["face", "boxed", "context", "scene", "person", "landmarks", "parsed"] = "face"
+    box_source: Literal["annotation", "detector"] = "annotation"
+    view: Literal[
+        "face", "face_boxed", "face_masked", "scene", "person", "landmarks", "face_parsing"
+    ] = "face"
     margin_px: int = 0
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 2048:
-            raise UserError(f"crop: size is {self.size}, expected 16 to 2048 pixels")
+            raise UserError(f"views: size is {self.size}, expected 16 to 2048 pixels")
         if not 0 <= self.margin <= 2:
-            raise UserError(f"crop: margin is {self.margin}, expected 0 to 2 times the box's side")
+            raise UserError(f"views: margin is {self.margin}, expected 0 to 2 times the box's side")
         if not 0 <= self.margin_px <= 500:
-            raise UserError(f"crop: margin_px is {self.margin_px}, expected 0 to 500 pixels")
-        if self.find == "detect" and not self.about_face:
+            raise UserError(f"views: margin_px is {self.margin_px}, expected 0 to 500 pixels")
+        if self.box_source == "detector" and not self.about_face:
             raise UserError(
-                f"crop: find is detect, but show is {self.show}, which does not use a face's box: "
-                "leave find out, or use show: face, boxed, context, landmarks or parsed"
+                f"views: box_source is detector, but view is {self.view}, which does not use a "
+                "face's box: leave box_source out, or use view: face, face_boxed, face_masked, "
+                "landmarks or face_parsing"
             )
 
     @property
     def about_face(self) -> bool:
         """Whether the view depends on where the face is."""
-        return self.show not in ("scene", "person")
+        return self.view not in ("scene", "person")
 
     @property
     def is_shape(self) -> bool:
         """Whether the view is drawn from the face's mesh."""
-        return self.show in ("landmarks", "parsed")
+        return self.view in ("landmarks", "face_parsing")
 
     @property
     def is_face(self) -> bool:
         """Whether the view shows the face and nothing around it."""
-        return self.show == "face" or self.is_shape
+        return self.view == "face" or self.is_shape
 
     @property
     def needs_face(self) -> bool:
         """Whether only a face's own box will do, and not that of the person around it."""
-        return (self.is_face or self.show == "context") and self.find == "given"
+        return (self.is_face or self.view == "face_masked") and self.box_source == "annotation"
 
     @property
     def folder(self) -> Path:
         """Where pictures that are cut out in this way are kept."""
-        by = self.find if self.find == "given" else detect.NAME
+        by = self.box_source if self.box_source == "annotation" else detect.NAME
         by = f"{by}+mesh{shapes.VERSION}" if self.is_shape else by
         pixels = f"+{self.margin_px}" if self.margin_px else ""
         name = f"v{VERSION}-{self.size}px-margin{self.margin:g}{pixels}-{by}"
-        name = name if self.show == "face" else f"{name}-{self.show}"
+        name = name if self.view == "face" else f"{name}-{self.view}"
         return files.cache_dir() / "crops" / name
 
 
 Views = tuple[View, ...]  # in the order in which a model is shown them; () for whole pictures
 
 
-def parse_views(values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> Views:
-    """The views that the field `crop` of a settings file or manifest describes.
+def parse_views(values: Sequence[Mapping[str, Any]] | None) -> Views:
+    """The views that the field `views` of a settings file or manifest describes.
 
     Args:
-        values: null, one mapping of `View`'s fields, or a list of them.
+        values: a list of mappings of `View`'s fields, or null.
 
     Raises:
         UserError: `values` is of another kind, or a field of a view is not valid.
     """
     if values is None:
         return ()
-    mappings = [values] if isinstance(values, Mapping) else list(values)
-    if not mappings or not all(isinstance(mapping, Mapping) for mapping in mappings):
+    is_list = isinstance(values, Sequence) and bool(values)
+    if not is_list or not all(isinstance(mapping, Mapping) for mapping in values):
         raise UserError(
-            f"crop is {values!r}: give one view, such as {{size: 224, show: face}}, a list of "
-            "views, or null for pictures as they are"
+            f"views is {values!r}: give a list of views, such as [{{size: 224, view: face}}], or "
+            "null for pictures as they are"
         )
-    return tuple(config.build(View, dict(mapping), where="crop") for mapping in mappings)
+    return tuple(config.build(View, dict(mapping), where="views") for mapping in values)
 
 
-def views_as_dict(views: Sequence[View]) -> dict[str, Any] | list[dict[str, Any]] | None:
+def views_as_dicts(views: Sequence[View]) -> list[dict[str, Any]] | None:
     """The views as settings and manifests write them; `margin_px` only where it is not 0."""
-    mappings = [
+    return [
         {k: v for k, v in dataclasses.asdict(view).items() if v or k != "margin_px"}
         for view in views
-    ]
-    return mappings if len(mappings) > 1 else mappings[0] if mappings else None
+    ] or None
 
 
 def valid_box(box: object, size: tuple[int, int] | None = None) -> Box | None:
@@ -174,10 +177,10 @@ def render_view(
         return _render_shape(image, box, view, mesh)
     known = valid_box(box, image.size)
     whole = _square((0, 0, *image.size), 0)
-    if known is None or view.show == "scene":
+    if known is None or view.view == "scene":
         return _resized(image, whole, view.size)
     around = _square(known, view.margin, view.margin_px)
-    if view.show not in ("boxed", "context"):
+    if view.view not in ("face_boxed", "face_masked"):
         return _resized(image, around, view.size)
     left, top, right, _ = whole
     picture = _resized(image, whole, view.size)
@@ -185,7 +188,7 @@ def render_view(
     moved = (around[0] - left, around[1] - top, around[2] - left, around[3] - top)
     corners = [min(max(round(x * scale), 0), view.size - 1) for x in moved]
     pen = ImageDraw.Draw(picture)
-    if view.show == "context":
+    if view.view == "face_masked":
         pen.rectangle(corners, fill=MASK_COLOUR)
     else:
         pen.rectangle(corners, outline=BOX_COLOUR, width=max(2, view.size // 100))
@@ -195,12 +198,12 @@ def render_view(
 def _render_shape(
     image: Image.Image, box: Sequence[float] | None, view: View, mesh: MeshDetector | None
 ) -> Image.Image:
-    assert mesh is not None, f"{view.show} is drawn from a mesh"
-    face = render_view(image, box, dataclasses.replace(view, show="face", size=MESH_INPUT_SIZE))
+    assert mesh is not None, f"{view.view} is drawn from a mesh"
+    face = render_view(image, box, dataclasses.replace(view, view="face", size=MESH_INPUT_SIZE))
     points = mesh(face)
     if points is None:
         return Image.new("RGB", (view.size, view.size))
-    draw = shapes.draw_landmarks if view.show == "landmarks" else shapes.draw_parsing
+    draw = shapes.draw_landmarks if view.view == "landmarks" else shapes.draw_parsing
     return draw(points / MESH_INPUT_SIZE, view.size)
 
 
@@ -264,7 +267,7 @@ def clip_views(
 
 def requires_face(views: Sequence[View]) -> bool:
     """Whether a model's answer depends on a face being found."""
-    return any(view.find == "detect" for view in views) or mixes_face_and_scene(views)
+    return any(view.box_source == "detector" for view in views) or mixes_face_and_scene(views)
 
 
 def default_faces(views: Sequence[View], shows_faces: bool) -> str:
@@ -363,7 +366,7 @@ class FaceLocator:
 @contextlib.contextmanager
 def face_locator(views: Sequence[View]) -> Iterator[FaceLocator]:
     """Open the locator for these views. Raises UserError if it needs a package that is missing."""
-    detects = any(view.find == "detect" for view in views)
+    detects = any(view.box_source == "detector" for view in views)
     if not detects and not any(view.is_shape for view in views):
         yield FaceLocator(None, detects)
         return

@@ -102,19 +102,34 @@ def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """The options of a data set, or those of OF_ALL, from words of the command line such as
-    "fold=2". Values are read as YAML, except where the option is a text. Raises UserError for a
-    word that is not a pair, and for an option that the data set does not have."""
+    """The options of a data set, or those of OF_ALL, from the command line.
+
+    Args:
+        name: Of the data set.
+        words: Such as "fold=2", or one mapping such as "{fold: 2}". Values are read as YAML, except
+            where the option is a text.
+
+    Raises:
+        UserError: A word is not a pair, or the data set does not have the option.
+    """
     kinds = options.declared_options(dataset_module(name).read)
-    found = {}
-    for word in words:
-        option, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"an option is written name=value, found {word!r}")
-        try:
-            found[option] = text if kinds.get(option) in (str, str | None) else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            why = str(error).replace("\n", " ")
-            raise UserError(f"option {option} cannot be read from {text!r}: {why}") from error
-    _check_options(name, {k: value for k, value in found.items() if k not in OF_ALL})
-    return found
+    values: dict[str, Any] = {}
+    if len(words) == 1 and words[0].lstrip().startswith("{"):
+        values = _read_yaml("the options", words[0])
+    else:
+        for word in words:
+            option, equals, text = word.partition("=")
+            if not equals:
+                raise UserError(f"an option is written name=value, found {word!r}")
+            is_text = kinds.get(option) in (str, str | None)
+            values[option] = text if is_text else _read_yaml(f"option {option}", text)
+    _check_options(name, {k: value for k, value in values.items() if k not in OF_ALL})
+    return values
+
+
+def _read_yaml(what: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        why = str(error).replace("\n", " ")
+        raise UserError(f"{what} cannot be read from {text!r}: {why}") from error

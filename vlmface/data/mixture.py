@@ -1,8 +1,8 @@
-"""Several data sets as one: `data.load("mixture.yaml")`, or `--data mixture.yaml` of a recipe.
+"""Several data sets as one: `data.load("mixture.yaml")`, or `--dataset mixture.yaml` of a recipe.
 
     sources:
-      - {data: rafdb, root: ~/RAF-DB, weight: 2}
-      - {data: affectnet, root: ~/AffectNet, cap: 50000, labels: {contempt: null}}
+      - {dataset: rafdb, root: ~/RAF-DB, weight: 2}
+      - {dataset: affectnet, root: ~/AffectNet, cap: 50000, labels: {contempt: null}}
     balanced: true
     size: 40000
 
@@ -41,14 +41,14 @@ FIELDS = ("emotion", "gender", "age_group", "race")
 class Source:
     """A data set of a mixture.
 
-    `data`, `root`, `split` and `options` are what `data.load` takes. A relative root, or Python
+    `dataset`, `root`, `split` and `options` are what `data.load` takes. A relative root, or Python
     or YAML file of a data set, starts from the folder of the mixture's file. A source without root
     or split takes those of the mixture.
     `labels` turns one word into another, or into null, which leaves such rows out. `cap`: so many
     rows at most, chosen at random. `weight`: see `Mixture`.
     """
 
-    data: str
+    dataset: str
     root: str | None = None
     split: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -123,7 +123,7 @@ def load(
         if source.cap is not None and source.cap < len(part):
             part = part.select(np.sort(chance.choice(len(part), source.cap, replace=False)))
         if not len(part):
-            raise UserError(f"{where}: `labels` leave no row of {source.data}")
+            raise UserError(f"{where}: `labels` leave no row of {source.dataset}")
         parts.append(part)
         words |= part_labels
     _check_words(str(path), mixture.field, mixture.labels, words)
@@ -185,9 +185,9 @@ def read(path: Path) -> tuple[Mixture, list[Source]]:
         where = f"{path}, source {number}"
         source = _build(Source, values, where)
         _check_labels(where, mixture.field, source.labels)
-        if source.data.endswith((".py", *YAML)):
-            file = path.parent / Path(source.data).expanduser()
-            source = dataclasses.replace(source, data=str(file))
+        if source.dataset.endswith((".py", *YAML)):
+            file = path.parent / Path(source.dataset).expanduser()
+            source = dataclasses.replace(source, dataset=str(file))
         sources.append(source)
     weighted = [source.weight is not None for source in sources]
     if any(weighted) and not all(weighted):
@@ -213,16 +213,16 @@ def _load_source(
     split: str,
     how: Mapping[str, str],
 ) -> datasets.Dataset:
-    if is_mixture(source.data):
-        raise UserError(f"{where}: {source.data} is a mixture itself: name data sets")
+    if is_mixture(source.dataset):
+        raise UserError(f"{where}: {source.dataset} is a mixture itself: name data sets")
     try:
         place: str | Path | None = None
         if source.root is not None:
             place = beside / Path(source.root).expanduser()
-        elif getattr(dataset_module(source.data), "NEEDS_ROOT", True):
+        elif getattr(dataset_module(source.dataset), "NEEDS_ROOT", True):
             place = root
         options = {**how, **source.options}
-        return load_dataset(source.data, place, source.split or split, **options)
+        return load_dataset(source.dataset, place, source.split or split, **options)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -26,7 +26,7 @@ def open_row_image(image: Any) -> Image.Image:
         return open_image(source)
     except UserError as error:
         raise UserError(
-            f"{error}; --data_options '{{broken: drop}}' finds such pictures before the run and "
+            f"{error}; --dataset_options '{{broken: drop}}' finds such pictures before the run and "
             "leaves their rows out"
         ) from error
 

@@ -328,7 +328,7 @@ def require_path(path: Path, what: str) -> Path:
     inside = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
     raise UserError(
         f"{path} is missing: expected {what}; {folder} holds {', '.join(inside) or 'nothing'}. "
-        "Give --data_root (root) as the folder that the data set's owners distribute"
+        "Give --dataset_root (root) as the folder that the data set's owners distribute"
     )
 
 
@@ -537,7 +537,7 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
         "dataset": [name] * n,
         "split": [split] * n,
         "rationale_source": ["none"] * n,
-        "saw_label": np.zeros(n, bool),
+        "rationale_saw_label": np.zeros(n, bool),
         "meta": ["{}"] * n,
     } | rows.columns
     schema = features().arrow_schema

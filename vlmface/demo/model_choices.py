@@ -113,7 +113,7 @@ def model_card(predictor: Predictor, run: str | None, *, server: bool = False) -
         facts = [("prompts", prompts), ("trained", "unknown: this model has no vlmface manifest")]
         return ModelCard(predictor.name, facts, server)
     run_manifest, _ = manifest.load(run)
-    data, base = run_manifest.data, run_manifest.base
+    data, base = run_manifest.dataset, run_manifest.base_model
     trained = ", ".join(f"{part} {mode}" for part, mode in run_manifest.trainable.items())
     facts = [
         ("base model", f"{base['id']} (sha {base['sha']})"),
@@ -131,12 +131,12 @@ def model_card(predictor: Predictor, run: str | None, *, server: bool = False) -
 
 VIEW_NAMES = {
     "face": "the cropped face",
-    "boxed": "the whole picture with the face in a red box",
-    "context": "the whole picture with the face blacked out",
+    "face_boxed": "the whole picture with the face in a red box",
+    "face_masked": "the whole picture with the face blacked out",
     "scene": "the whole picture",
     "person": "the cropped person",
     "landmarks": "the lines of the face's landmarks",
-    "parsed": "the parts of the face in colours",
+    "face_parsing": "the parts of the face in colours",
 }
 _WHOLE = "whole pictures"
 # Of a model that was trained on whole pictures, which were portraits.
@@ -152,7 +152,7 @@ def describe_views(view_settings: ViewSettings) -> str:
 
 
 def _view_names(settings: ViewSettings | Predictor) -> str:
-    return " and ".join(VIEW_NAMES[view.show] for view in settings.views)
+    return " and ".join(VIEW_NAMES[view.view] for view in settings.views)
 
 
 def describe_input(predictor: Predictor) -> str | None:

@@ -1,9 +1,10 @@
 """What a model says about every row of a benchmark, and what is true there: the lines of
 predictions.jsonl.
 
-A model is read in up to three ways, which are not the same and are never mixed: *free*, the label
-in the text that it writes; *through the rationale*, the label that it finds likeliest behind the
-rationale it has just written; and *scored*, the label that it finds likeliest without writing.
+A model is read in up to three ways, which are not the same and are never mixed: *generated*, the
+label in the text that it writes; *after the rationale*, the label that it finds likeliest behind
+the rationale it has just written; and by *likelihood*, the label that it finds likeliest without
+writing.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from vlmface.infer.remote import RemoteModel
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said
-MODES = ("generate", "score", "both")
+SCORINGS = ("generate", "likelihood", "both")
 POOL = 50  # batches whose rows are sorted by size together: little padding, little memory
 DECODERS = 4  # threads that open the pictures of the next batch
 
@@ -74,14 +75,14 @@ def answer(
     benchmark: Benchmark,
     *,
     batch_size: int,
-    mode: str = "generate",
+    scoring: str = "generate",
     sink: Sink | None = None,
 ) -> list[dict[str, Any]]:
     """Ask the predictor about every row: the lines of predictions.jsonl, in order, those of a row
     one after the other if there are several prompts.
 
-    `mode`: "generate" (a text, and probabilities of the labels behind its rationale), "score"
-    (likelihoods of the labels, nothing written) or "both". Rows that `sink` has are not asked
+    `scoring`: "generate" (a text, and probabilities of the labels behind its rationale),
+    "likelihood" (of each label, nothing written) or "both". Rows that `sink` has are not asked
     about again.
     """
     from tqdm import tqdm
@@ -101,7 +102,7 @@ def answer(
         disable=not is_main(),
     ) as bar:
         for part, images in _opened(rows, _batches(rows, left, batch_size, predictor.pads)):
-            answers = [_ask(single, images, mode, batch_size) for single in predictors]
+            answers = [_ask(single, images, scoring, batch_size) for single in predictors]
             for row, row_answers in zip(part, zip(*answers, strict=True), strict=True):
                 lines = [
                     line(row, benchmark, single.prompt, prediction, scores)
@@ -227,13 +228,16 @@ def _rows(rows: datasets.Dataset, batch: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _ask(
-    predictor: LocalModel | ClipModel, images: Sequence[ImageOrImages], mode: str, batch_size: int
+    predictor: LocalModel | ClipModel,
+    images: Sequence[ImageOrImages],
+    scoring: str,
+    batch_size: int,
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)
-    if mode != "score":
+    if scoring != "likelihood":
         written = predictor.predict(images, batch_size=batch_size, preprocessed=True)
-    if mode != "generate":
+    if scoring != "generate":
         scored = predictor.score(images, batch_size=batch_size, prior=True, preprocessed=True)
     return list(zip(written, scored, strict=True))
 
@@ -299,7 +303,7 @@ def answer_once(
     processor: Any = None,
     max_new_tokens: int | None = None,
     batch_size: int,
-    mode: str = "generate",
+    scoring: str = "generate",
 ) -> list[dict[str, Any]]:
     """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
     `processor`), shared between the processes of a distributed run, and kept in `path`: there
@@ -315,7 +319,7 @@ def answer_once(
     if is_base and isinstance(predictor, LocalModel):
         predictor.prompts = list(prompts)
         predictor.processor = processor or predictor.processor
-    return answer_kept(predictor, path, rows, benchmark, batch_size=batch_size, mode=mode)
+    return answer_kept(predictor, path, rows, benchmark, batch_size=batch_size, scoring=scoring)
 
 
 def answer_kept(
@@ -325,7 +329,7 @@ def answer_kept(
     benchmark: Benchmark,
     *,
     batch_size: int,
-    mode: str = "generate",
+    scoring: str = "generate",
 ) -> list[dict[str, Any]]:
     """`answer_once` by a model that is open already."""
     if path.exists():
@@ -336,7 +340,7 @@ def answer_kept(
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal(unfinished) as journal:
             lines = answer(
-                predictor, rows, benchmark, batch_size=batch_size, mode=mode, sink=journal
+                predictor, rows, benchmark, batch_size=batch_size, scoring=scoring, sink=journal
             )
             write_lines(path, lines)
         unfinished.unlink()
@@ -346,7 +350,9 @@ def answer_kept(
         # There may be fewer rows than processes.
         first, end = (len(rows) * number // world for number in (rank(), rank() + 1))
         share = rows.select(range(first, end))
-        lines = gather_object(answer(predictor, share, benchmark, batch_size=batch_size, mode=mode))
+        lines = gather_object(
+            answer(predictor, share, benchmark, batch_size=batch_size, scoring=scoring)
+        )
         if is_main():
             write_lines(path, lines)
     return lines

@@ -25,7 +25,14 @@ from vlmface.utils.files import atomic_write
 from vlmface.utils.terminal import printable
 
 # Settings that say where a run lies and how it is watched, not what it is.
-_ASIDE = ("output_dir", "overwrite", "save_steps", "logging_steps", "samples_every", "report_to")
+_ASIDE = (
+    "output_dir",
+    "overwrite",
+    "save_steps",
+    "logging_steps",
+    "completions_every",
+    "report_to",
+)
 _ROUNDING = 1e-6  # of a score that was written as text and computed again
 ALPHA = 0.05
 PREDICTIONS, MANIFEST = "predictions.jsonl", "vlmface.json"
@@ -170,7 +177,7 @@ def compare(runs: Sequence[Run], extra: Sequence[Metric] = ()) -> dict[str, Any]
     ]
     _correct(pairs)
     return {
-        "schema": 1,
+        "schema": 2,
         "benchmark": runs[0].scores["benchmark"],
         "n": runs[0].scores["n"],
         "runs": [
@@ -195,7 +202,7 @@ def _check_comparable(runs: Sequence[Run]) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"two runs have one name ({', '.join(names)}): give them as NAME=FOLDER")
     for run in runs[1:]:
-        for what in ("benchmark", "mode"):
+        for what in ("benchmark", "scoring"):
             if run.scores[what] != runs[0].scores[what]:
                 raise UserError(
                     f"{runs[0].name} was scored with {what} {runs[0].scores[what]!r}, {run.name} "

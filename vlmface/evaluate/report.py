@@ -23,7 +23,7 @@ from vlmface.utils.files import atomic_write
 from vlmface.utils.images import data_uri
 
 FACES = 8  # of each kind, right and wrong
-REQUIRED = ("benchmark", "model", "n", "mode", "parse", "wall_s", "peak_rss_gib")
+REQUIRED = ("benchmark", "model", "n", "scoring", "parse", "wall_s", "peak_rss_gib")
 
 
 def write_report(
@@ -67,7 +67,7 @@ def write_report(
         when=html.stamp(when),
         origin=_origin(manifest),
         manifest=json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
-        note=manifest.get("limits"),
+        note=manifest.get("limitations"),
         baseline=baseline,
         groups=_score_groups(runs, scores.get("paired") or {}, baseline or {}, metrics),
         curve=_curve(_read_lines(run_dir / "log.jsonl")),
@@ -178,11 +178,11 @@ def _constant(block: Mapping[str, Any]) -> float | None:
 def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the manifest says about where the model comes from, as (name, value) lines."""
     lines = []
-    if base := manifest.get("base"):
+    if base := manifest.get("base_model"):
         lines.append(("base model", f"{base['id']}, weights {base['sha']}"))
     if policy := manifest.get("trainable"):
         lines.append(("trained parts", ", ".join(f"{k}: {v}" for k, v in policy.items())))
-    if data := manifest.get("data"):
+    if data := manifest.get("dataset"):
         facts = [f"{k} {v}" for k, v in data.items() if k not in ("name", "n") and v]
         lines.append(("training data", ", ".join([data["name"], f"{data['n']} faces", *facts])))
     return lines

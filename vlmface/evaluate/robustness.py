@@ -38,7 +38,7 @@ class Settings(Checked):
         model: run folder, or base model
         benchmark: name in eval/benchmarks, or a YAML file
         output_dir: folder to write; null: eval/robustness in the run folder
-        data_root: folder of the benchmark's data set
+        dataset_root: folder of the benchmark's data set
         prompt: one of the run's prompts, or that of a base model; null: the run's first
         n: rows of the benchmark, each with every corruption at every strength
         corruptions: names of corruptions; empty: all
@@ -49,7 +49,7 @@ class Settings(Checked):
     model: str
     benchmark: str = "synth"
     output_dir: str | None = None
-    data_root: str | None = None
+    dataset_root: str | None = None
     prompt: str | None = None
     n: Count = 200
     corruptions: list[str] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Settings(Checked):
     def unused(self) -> Iterator[Unused]:
         if not load_benchmark(self.benchmark).needs_root:
             why = f"benchmark {self.benchmark} is on rendered pictures"
-            yield Unused("data_root", why, ("benchmark",))
+            yield Unused("dataset_root", why, ("benchmark",))
 
 
 def measure(
@@ -233,7 +233,7 @@ def run(settings: Settings) -> dict[str, Any]:
     predictor = LocalModel.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
-    rows = load_rows(benchmark, settings.data_root, None, predictor.views, predictor.frames)
+    rows = load_rows(benchmark, settings.dataset_root, None, predictor.views, predictor.frames)
     rows = rows.select(range(min(settings.n, len(rows))))
     with lock.hold(out):
         if (out / config.SETTINGS).exists():

@@ -52,10 +52,10 @@ class Settings(Checked):
         benchmark: name in eval/benchmarks, a YAML file, or ALL
         model: run folder, base model, or URL of a server
         output_dir: folder to write; null: eval/BENCHMARK in the run folder
-        data_root: folder of the benchmark's data set; of ALL: of all data sets
+        dataset_root: folder of the benchmark's data set; of ALL: of all data sets
         n: rows to evaluate on; null: as the benchmark says
         prompt: one of the run's prompts, or that of a base model; null: the run's own
-        mode: read answers as generated, or by the likelihood of each label, or both
+        scoring: read answers as generated, or by the likelihood of each label, or both
         max_new_tokens: generated answers are cut here; null: as in the run
         batch_size: rows at a time, of a model in this process
         run: of a server: the run folder that it serves
@@ -68,14 +68,14 @@ class Settings(Checked):
     benchmark: str
     model: str
     output_dir: str | None = None
-    data_root: str | None = None
+    dataset_root: str | None = None
     n: Count | None = None
     prompt: str | None = None
-    mode: Literal["generate", "score", "both"] = "generate"
+    scoring: Literal["generate", "likelihood", "both"] = "generate"
     max_new_tokens: Count | None = None
     batch_size: Count = answering.BATCH_SIZE
-    # Where `model` is the URL of a server: the run whose prompts, crop and limits are used, the
-    # model's name there, requests at a time, and the environment variable that holds the key.
+    # Where `model` is the URL of a server: the run whose prompts, views and limitations are used,
+    # the model's name there, requests at a time, and the environment variable that holds the key.
     run: str | None = None
     served: str | None = None
     concurrency: Count = 8
@@ -86,10 +86,10 @@ class Settings(Checked):
     def check(self) -> None:
         """Refuse options of a server where there is none. Raises UserError."""
         if is_url(self.model):
-            if self.mode != "generate":
+            if self.scoring != "generate":
                 raise UserError(
-                    f"a server cannot be asked in mode {self.mode!r}: only models in this process "
-                    "give the likelihoods of all labels; use --mode generate"
+                    f"a server cannot be asked with scoring {self.scoring!r}: only models in this "
+                    "process give the likelihoods of all labels; use --scoring generate"
                 )
             return
         for name in ("run", "served", "api_key_env", "request"):
@@ -104,11 +104,11 @@ class Settings(Checked):
             yield Unused("batch_size", "a server batches by itself; use concurrency", ("model",))
         else:
             yield Unused("concurrency", f"{self.model} is not a server's URL", ("model",))
-            if self.mode == "score":
-                yield Unused("max_new_tokens", "mode score writes nothing", ("mode",))
+            if self.scoring == "likelihood":
+                yield Unused("max_new_tokens", "scoring likelihood writes nothing", ("scoring",))
         if self.benchmark != EVERY and not load_benchmark(self.benchmark).needs_root:
             why = f"benchmark {self.benchmark} is on rendered pictures"
-            yield Unused("data_root", why, ("benchmark",))
+            yield Unused("dataset_root", why, ("benchmark",))
 
 
 def score(
@@ -117,10 +117,10 @@ def score(
     prompts: Sequence[Question],
     *,
     model: str,
-    mode: str = "generate",
+    scoring: str = "generate",
 ) -> dict[str, Any]:
-    """The metrics.json of one evaluation, read as `mode` says (answering.MODES); `wall_s` is the
-    time spent answering."""
+    """The metrics.json of one evaluation, read as `scoring` says (answering.SCORINGS); `wall_s` is
+    the time spent answering."""
     parts = []
     for prompt in scored_prompts(benchmark, prompts):
         rows = of_prompt(lines, prompt)
@@ -128,13 +128,13 @@ def score(
             "benchmark": benchmark.id,
             "model": model,
             "prompt": {"id": prompt.id, "sha": prompt.sha},
-            "mode": "scored" if mode == "score" else "free",
+            "scoring": "likelihood" if scoring == "likelihood" else "generated",
             "wall_s": round(sum(line["latency_s"] for line in rows), 2),
             "peak_rss_gib": round(peak_rss_gib(), 3),
         }
-        aus = [] if mode == "score" else au_set(benchmark, prompt)
+        aus = [] if scoring == "likelihood" else au_set(benchmark, prompt)
         part = metrics.summarise(rows, prompt.space, aus, about, extra=benchmark.extra_metrics)
-        if mode != "generate" and (block := metrics.block_of(part, prompt.space)):
+        if scoring != "generate" and (block := metrics.block_of(part, prompt.space)):
             block["readings"] = scoring_modes.summarise(rows, prompt.space)
         parts.append(part)
     spaces = [prompt.space for prompt in scored_prompts(benchmark, prompts)]
@@ -183,7 +183,7 @@ def summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
                 interval = in_brackets(block.ci95(metric))
                 named = {"block": block.title, "title": metric.title, "interval": interval}
                 parts.append(template.format(value=f"{value:.3f}", **named))
-    if scores["mode"] != "scored":
+    if scores["scoring"] != "likelihood":
         parts.append(f"valid answers {metrics.valid_share(scores):.1%}")
     return ", ".join(parts) + f" on {scores['n']} faces"
 
@@ -198,13 +198,13 @@ def conclude(
     faces: datasets.Dataset,
     trained: Mapping[str, Any],
     baseline: Mapping[str, Any] | None,
-    mode: str = "generate",
+    scoring: str = "generate",
 ) -> None:
     """Write metrics.json and then report.html, which says that a run is complete, and print what
     was learnt. `before` and `after` are the predictions of the two `models` on the `faces`."""
     scores = {
-        "before": score(before, benchmark, asked, model=models[0], mode=mode),
-        "after": score(after, benchmark, asked, model=models[1], mode=mode),
+        "before": score(before, benchmark, asked, model=models[0], scoring=scoring),
+        "after": score(after, benchmark, asked, model=models[1], scoring=scoring),
         "paired": compare(before, after, benchmark, asked),
         "train": dict(trained),
     }
@@ -230,15 +230,17 @@ def run(settings: Settings) -> dict[str, Any]:
 
     After a kill, the same call resumes with the remaining rows. Raises UserError.
     """
-    if settings.mode not in answering.MODES:
-        raise UserError(f"mode is {settings.mode!r}: use one of {', '.join(answering.MODES)}")
+    if settings.scoring not in answering.SCORINGS:
+        raise UserError(
+            f"scoring is {settings.scoring!r}: use one of {', '.join(answering.SCORINGS)}"
+        )
     benchmark = load_benchmark(settings.benchmark)
     with lock.hold(output_folder(settings.model, settings.output_dir, benchmark.id)):
         return _evaluate(settings, benchmark, _asked(settings))
 
 
 def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
-    """Every benchmark whose data are in `settings.data_root`/NAME (synth needs none): {name: its
+    """Every benchmark whose data are in `settings.dataset_root`/NAME (synth needs none): {name: its
     metrics, or why it was left out}. Each writes into a folder of its name."""
     if settings.output_dir is None:
         raise UserError("several benchmarks need a folder for their results: give --output_dir")
@@ -246,14 +248,14 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
     who = None
     for name in benchmarks.benchmark_names():
         benchmark = load_benchmark(name)
-        root = Path(settings.data_root or "") / name
-        if benchmark.needs_root and (settings.data_root is None or not root.is_dir()):
+        root = Path(settings.dataset_root or "") / name
+        if benchmark.needs_root and (settings.dataset_root is None or not root.is_dir()):
             results[name] = f"no folder {root}"
             continue
         current = dataclasses.replace(
             settings,
             benchmark=name,
-            data_root=benchmark.root_beside(str(root)),
+            dataset_root=benchmark.root_beside(str(root)),
             output_dir=str(Path(settings.output_dir) / name),
         )
         who = who or _asked(current)
@@ -310,13 +312,13 @@ def _evaluate(
     about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
     out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
-    views, frames = (crops.parse_views(about.crop), about.frames) if about else ((), 1)
+    views, frames = (crops.parse_views(about.views), about.num_frames) if about else ((), 1)
     if not isinstance(who, ClipModel):
         check_images(prompts, len(views), frames)
-    rows = load_rows(benchmark, settings.data_root, settings.n, views, frames)
+    rows = load_rows(benchmark, settings.dataset_root, settings.n, views, frames)
     if not len(rows):
         raise UserError(
-            f"the {benchmark.split} split of {benchmark.dataset} has no rows: check data_root"
+            f"the {benchmark.split} split of {benchmark.dataset} has no rows: check dataset_root"
         )
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
@@ -331,10 +333,10 @@ def _evaluate(
                 rows,
                 benchmark,
                 batch_size=settings.batch_size,
-                mode=settings.mode,
+                scoring=settings.scoring,
                 sink=journal,
             )
-    scores = score(lines, benchmark, prompts, model=settings.model, mode=settings.mode)
+    scores = score(lines, benchmark, prompts, model=settings.model, scoring=settings.scoring)
     if served:
         scores["served_model"] = served
     if unanswered:
@@ -394,8 +396,7 @@ def _same_question(
 def main(argv: Sequence[str]) -> int:
     """`--benchmark NAME|ALL --model RUN|MODEL|URL [--output_dir DIR] [--n N] ...`"""
     distributed.check_alone("eval/run.py")
-    words = ["--output_dir" if word == "--out" else word for word in argv]
-    settings = config.from_words(Settings, words, usage=f"python eval/run.py {main.__doc__}")
+    settings = config.from_words(Settings, argv, usage=f"python eval/run.py {main.__doc__}")
     if settings.benchmark == EVERY:
         results = run_all(settings).values()
         whole = [

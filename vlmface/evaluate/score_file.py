@@ -40,7 +40,7 @@ def score_command(
         "benchmark": format,
         "model": path.name,
         "prompt": {},
-        "mode": "free",
+        "scoring": "generated",
         "wall_s": round(time.perf_counter() - start, 2),
         "peak_rss_gib": round(peak_rss_gib(), 3),
     }

@@ -49,10 +49,10 @@ class Settings(Checked):
         prompts: names in prompts/, or YAML files
         output_dir: folder to write
         benchmarks: names in eval/benchmarks, or YAML files
-        data_root: folder of the benchmarks' data sets
+        dataset_root: folder of the benchmarks' data sets
         by: the metric that decides; null: accuracy, au_f1 where only action units are scored,
             jaccard where a face has several labels
-        mode: read answers as generated, or by the likelihood of each label
+        scoring: read answers as generated, or by the likelihood of each label
         finalists: pairs of model and prompt that are tested
         n_validation: rows to choose on; null: the whole split
         n_test: rows to test finalists on; null: as the benchmark says
@@ -67,9 +67,9 @@ class Settings(Checked):
     prompts: list[str]
     output_dir: str
     benchmarks: list[str] = field(default_factory=lambda: ["synth"])
-    data_root: str | None = None
+    dataset_root: str | None = None
     by: str | None = None
-    mode: Literal["generate", "score"] = "generate"
+    scoring: Literal["generate", "likelihood"] = "generate"
     finalists: Count = 2
     n_validation: Count | None = None
     n_test: Count | None = None
@@ -87,11 +87,11 @@ class Settings(Checked):
     def unused(self) -> Iterator[Unused]:
         if self.orders == 0:
             yield Unused("n_orders", "orders is 0", ("orders",))
-        if self.mode == "score":
-            yield Unused("max_new_tokens", "mode score writes nothing", ("mode",))
+        if self.scoring == "likelihood":
+            yield Unused("max_new_tokens", "scoring likelihood writes nothing", ("scoring",))
         if not any(load_benchmark(name).needs_root for name in self.benchmarks):
             why = f"{', '.join(self.benchmarks)}: on rendered pictures"
-            yield Unused("data_root", why, ("benchmarks",))
+            yield Unused("dataset_root", why, ("benchmarks",))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Asking:
                 benchmark.dataset,
                 part,
                 benchmark.protocol,
-                settings.mode,
+                settings.scoring,
                 settings.max_new_tokens,
             ]
         )
@@ -152,7 +152,7 @@ class Asking:
                 rows,
                 benchmark,
                 batch_size=settings.batch_size,
-                mode=settings.mode,
+                scoring=settings.scoring,
                 sink=journal,
             )
 
@@ -174,7 +174,7 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
     by = deciding_metric(benchmark, settings.by)
     arms = arms_of(settings, benchmark)
     chosen_on = on_validation(benchmark, settings.n_validation)
-    validation = _shuffled(load_rows(chosen_on, settings.data_root, None), settings.seed)
+    validation = _shuffled(load_rows(chosen_on, settings.dataset_root, None), settings.seed)
     steps = rungs(len(arms), len(validation), settings.finalists)
     table: dict[str, dict[str, Any]] = {
         arm.name: {"model": arm.model, "prompt": arm.prompt.id, "rungs": []} for arm in arms
@@ -197,7 +197,7 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
     return {
         "benchmark": benchmark.id,
         "by": by.name,
-        "mode": settings.mode,
+        "scoring": settings.scoring,
         "rungs": [{"arms": kept, "faces": faces} for kept, faces in steps],
         "arms": table,
         "finalists": [arm.name for arm in going],
@@ -228,7 +228,7 @@ def _test(
 ) -> list[dict[str, Any]]:
     """Score the finalists on the test split, enter that into the table, and compare them."""
     settings = asking.settings
-    test = load_rows(benchmark, settings.data_root, settings.n_test)
+    test = load_rows(benchmark, settings.dataset_root, settings.n_test)
     tested = {
         arm.name: asking(arm, test, benchmark, benchmark.split)
         for arm in sorted(finalists, key=lambda arm: arm.model)
@@ -306,7 +306,7 @@ def _shuffled(rows: datasets.Dataset, seed: int) -> datasets.Dataset:
 def score_of(
     lines: Sequence[Mapping[str, Any]], arm: Arm, benchmark: Benchmark, settings: Settings
 ) -> dict[str, Any]:
-    return score(lines, benchmark, [arm.prompt], model=arm.model, mode=settings.mode)
+    return score(lines, benchmark, [arm.prompt], model=arm.model, scoring=settings.scoring)
 
 
 def value(scores: Mapping[str, Any], by: Metric) -> dict[str, Any]:
@@ -434,7 +434,7 @@ def shuffling(
 def write(result: Sequence[Mapping[str, Any]], metrics: Sequence[Metric], output: Path) -> Path:
     """Write sweep.json and sweep.html into `output`; returns the page. `metrics` are those that
     decided."""
-    text = json.dumps({"schema": 1, "sweeps": result}, indent=2)
+    text = json.dumps({"schema": 2, "sweeps": result}, indent=2)
     atomic_write(output / "sweep.json", text + "\n")
     content = html.render(
         "sweep.html.j2",

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlmface.errors import UserError
 from vlmface.families import modules, templates
 from vlmface.families.generation import clear_generation_config
-from vlmface.families.quantize import Quantize
-from vlmface.families.quantize import options as quantize_options
+from vlmface.families.quantization import Quantization
+from vlmface.families.quantization import options as quantization_options
 from vlmface.families.tiny import TinyCheckpoint
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Family(ABC):
         *,
         dtype: Any = None,
         device: Any = None,
-        quantize: Quantize | None = None,
+        quantization: Quantization | None = None,
     ) -> Any:
         """Load the model of a checkpoint, in eval mode and without its generation settings.
 
@@ -124,7 +124,7 @@ class Family(ABC):
             path: A checkpoint folder or a model id.
             dtype: The torch dtype; by default the one of the checkpoint.
             device: The device; by default the CPU.
-            quantize: Keep the language model in 4 bits ("nf4").
+            quantization: Keep the language model in 4 bits ("nf4").
 
         Returns:
             The transformers model.
@@ -136,7 +136,7 @@ class Family(ABC):
             dtype=dtype or "auto",
             trust_remote_code=False,
             use_safetensors=True,
-            **quantize_options(quantize, self.MODULE_PATHS, dtype=dtype, device=device),
+            **quantization_options(quantization, self.MODULE_PATHS, dtype=dtype, device=device),
         )
         return clear_generation_config(model.to(device or "cpu").eval())
 
@@ -332,7 +332,7 @@ class Family(ABC):
                 "limit-mm-per-prompt": json.dumps({"image": images}),
             },
             "extra_body": {} if writes_bos else {"add_special_tokens": True},
-            "merge": any(policy[part] != "frozen" for part in ("tower", "projector")),
+            "merge": any(policy[part] != "frozen" for part in ("vision_tower", "projector")),
         }
 
 

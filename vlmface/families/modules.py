@@ -1,8 +1,8 @@
 """Which weights train: LoRA targets, whole modules and frozen ones, by the three parts of a model.
 
-A family has the paths of its parts in the model (`Family.MODULE_PATHS`: tower, projector, llm) and
-the linear layers in each (`Family.LINEAR_LAYERS`, by the end of their names); what follows from
-that is the same for all families.
+A family has the paths of its parts in the model (`Family.MODULE_PATHS`: vision_tower, projector,
+language_model) and the linear layers in each (`Family.LINEAR_LAYERS`, by the end of their names);
+what follows from that is the same for all families.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from vlmface.errors import UserError
 
-NAMES = ("tower", "projector", "llm")
+NAMES = ("vision_tower", "projector", "language_model")
 POLICIES = ("frozen", "lora", "full")
 
 ModulePaths = Mapping[str, str | Sequence[str]]
@@ -38,14 +38,15 @@ def paths(module_paths: ModulePaths, part: str) -> list[str]:
 
 def part_of(name: str, module_paths: ModulePaths) -> str:
     """The part that a parameter or module belongs to: the one with the longest path in its name (a
-    projector may be inside the tower). The head, which is in none, belongs to the llm."""
+    projector may be inside the vision tower). The head, which is in none, belongs to the language
+    model."""
     matches = [
         (len(path), part)
         for part in NAMES
         for path in paths(module_paths, part)
         if re.search(rf"(?:^|\.){re.escape(path)}\.", name)
     ]
-    return max(matches, default=(0, "llm"))[1]
+    return max(matches, default=(0, "language_model"))[1]
 
 
 def lora_targets(
@@ -75,7 +76,7 @@ def lora_targets(
     known = {name for part in lora_parts for name in linear_layers[part]}
     if not all_layers and (unknown := [name for name in target_modules if name not in known]):
         raise UserError(
-            f"lora_modules: {', '.join(unknown)} is not a linear layer of "
+            f"lora_target_modules: {', '.join(unknown)} is not a linear layer of "
             f"{', '.join(lora_parts)}; there are {', '.join(sorted(known))}, or all"
         )
     branches = []
@@ -94,7 +95,7 @@ def lora_targets(
     return rf".*\.(?:{'|'.join(branches)})"
 
 
-def check_lora_modules(
+def check_lora_target_modules(
     module_paths: ModulePaths, model: Any, policy: Mapping[str, str], target_modules: Sequence[str]
 ) -> None:
     """Raise UserError for a target module that no layer of the model's "lora" parts has: of a
@@ -109,8 +110,8 @@ def check_lora_modules(
     if missing:
         lora_parts = ", ".join(part for part in NAMES if policy[part] == "lora")
         raise UserError(
-            f"lora_modules: {', '.join(missing)} is not a layer of this {type(model).__name__}'s "
-            f"{lora_parts}: take the name out, or use all"
+            f"lora_target_modules: {', '.join(missing)} is not a layer of this "
+            f"{type(model).__name__}'s {lora_parts}: take the name out, or use all"
         )
 
 

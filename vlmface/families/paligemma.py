@@ -30,14 +30,14 @@ class PaliGemma(Family):
     MODEL_TYPES = ("paligemma",)
     PROMPT_HAS_BOS = True  # after the image
     MODULE_PATHS: ClassVar[modules.ModulePaths] = {
-        "tower": "vision_tower",
+        "vision_tower": "vision_tower",
         "projector": "multi_modal_projector",
-        "llm": "language_model",
+        "language_model": "language_model",
     }
     LINEAR_LAYERS: ClassVar[modules.LinearLayers] = {
-        "tower": modules.CLIP_LAYERS,
+        "vision_tower": modules.CLIP_LAYERS,
         "projector": ("linear",),
-        "llm": modules.LLAMA_LAYERS,
+        "language_model": modules.LLAMA_LAYERS,
     }
     PUBLISHED_NAMES = modules.PUBLISHED_TOWER_NAMES
     TINY = tiny.TinyPaliGemma

@@ -33,19 +33,19 @@ class QwenVL(Family):
     # for each inner layer of the tower whose output it adds to the first layers of the language
     # model.
     MODULE_PATHS: ClassVar[modules.ModulePaths] = {
-        "tower": "visual",
+        "vision_tower": "visual",
         "projector": ("visual.merger", "visual.deepstack_merger_list"),
-        "llm": "language_model",
+        "language_model": "language_model",
     }
     # Those of both models. attn.proj: patch_embed.proj is a convolution.
     LINEAR_LAYERS: ClassVar[modules.LinearLayers] = {
-        "tower": (
+        "vision_tower": (
             *("qkv", "attn.proj"),
             *("gate_proj", "up_proj", "down_proj"),  # Qwen2.5-VL
             *("linear_fc1", "linear_fc2"),  # Qwen3-VL
         ),
         "projector": ("mlp.0", "mlp.2", "linear_fc1", "linear_fc2"),
-        "llm": modules.LLAMA_LAYERS,
+        "language_model": modules.LLAMA_LAYERS,
     }
     TINY = tiny.TinyQwenVL
 

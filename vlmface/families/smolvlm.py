@@ -33,14 +33,14 @@ class SmolVLM(Family):
     MODEL_TYPES = ("smolvlm", "idefics3")
     NEEDS_SIZE = True
     MODULE_PATHS: ClassVar[modules.ModulePaths] = {
-        "tower": "vision_model",
+        "vision_tower": "vision_model",
         "projector": "connector",
-        "llm": "text_model",
+        "language_model": "text_model",
     }
     LINEAR_LAYERS: ClassVar[modules.LinearLayers] = {
-        "tower": modules.CLIP_LAYERS,
+        "vision_tower": modules.CLIP_LAYERS,
         "projector": ("proj",),
-        "llm": modules.LLAMA_LAYERS,
+        "language_model": modules.LLAMA_LAYERS,
     }
     TINY = tiny.TinySmolVLM
 

@@ -43,7 +43,7 @@ class ClipModel:
         self.prompt: LabelTexts = classifier.texts
         self.prompts = [self.prompt]
         self.manifest: manifest.Manifest | None = None
-        self.views, self.frames = views, classifier.shape.frames
+        self.views, self.frames = views, classifier.shape.num_frames
         self._priors: dict[int, dict[str, float]] = {}
 
     @classmethod
@@ -104,11 +104,11 @@ class ClipModel:
         manifest.check_weights(run_manifest, run)
         where = f"{run}/{manifest.FILENAME}"
         shape = config.build(ClassifierConfig, run_manifest.clip_classifier or {}, where=where)
-        clip = model.load_clip(run_manifest.base["id"], device=device)
-        if (sha := model.weights_sha(clip)) != run_manifest.base["sha"]:
+        clip = model.load_clip(run_manifest.base_model["id"], device=device)
+        if (sha := model.weights_sha(clip)) != run_manifest.base_model["sha"]:
             raise UserError(
-                f"{run}: the base model {run_manifest.base['id']} is {sha}, but the model was "
-                f"trained with {run_manifest.base['sha']}: restore it, or train again"
+                f"{run}: the base model {run_manifest.base_model['id']} is {sha}, but the model "
+                f"was trained with {run_manifest.base_model['sha']}: restore it, or train again"
             )
         classifier = Classifier(clip, texts, shape)
         weights = run / WEIGHTS
@@ -121,7 +121,7 @@ class ClipModel:
         checkpoint.load_trained(classifier, state, str(weights))
         if merge:
             classifier.merge()
-        loaded = cls(classifier.to(dtype).eval(), crops.parse_views(run_manifest.crop))
+        loaded = cls(classifier.to(dtype).eval(), crops.parse_views(run_manifest.views))
         loaded.manifest = run_manifest
         return loaded
 
@@ -233,13 +233,13 @@ class ClipModel:
         import torch
 
         shape: ClassifierConfig = self.classifier.shape
-        expected = shape.views * shape.frames
+        expected = shape.num_views * shape.num_frames
         rows = [list(image) if isinstance(image, Sequence) else [image] for image in images]
         for row in rows:
             if len(row) != expected:
                 raise UserError(
-                    f"this model takes {shape.views} view(s) of {shape.frames} frame(s), that is "
-                    f"{expected} picture(s) of each face, found {len(row)}"
+                    f"this model takes {shape.num_views} view(s) of {shape.num_frames} frame(s), "
+                    f"that is {expected} picture(s) of each face, found {len(row)}"
                 )
         square = self.classifier.clip.square
         return torch.from_numpy(np.stack([[square(picture) for picture in row] for row in rows]))

@@ -184,7 +184,7 @@ def _frames(paths: Sequence[Path], run: str | Path) -> int:
     from vlmface.data import clips
 
     needs_frames = any(map(_is_video, paths)) and manifest.is_run(run)
-    return clips.frames_to_extract(manifest.load(run)[0].frames if needs_frames else 1)
+    return clips.frames_to_extract(manifest.load(run)[0].num_frames if needs_frames else 1)
 
 
 def _is_video(path: Path) -> bool:

@@ -61,7 +61,7 @@ class ViewSettings:
         """The settings of a run; without a manifest, whole pictures."""
         if manifest is None:
             return cls()
-        return cls(crops.parse_views(manifest.crop), manifest.frames, manifest.faces)
+        return cls(crops.parse_views(manifest.views), manifest.num_frames, manifest.faces)
 
 
 @dataclass(frozen=True)

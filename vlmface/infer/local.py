@@ -241,7 +241,10 @@ class LocalModel:
         loaded.prompts = source.prompts
         loaded.manifest = run_manifest
         if run_manifest:
-            loaded.views, loaded.frames = crops.parse_views(run_manifest.crop), run_manifest.frames
+            loaded.views, loaded.frames = (
+                crops.parse_views(run_manifest.views),
+                run_manifest.num_frames,
+            )
         return loaded
 
     def predict(
@@ -273,7 +276,7 @@ class LocalModel:
         if boxes and not self.views:
             raise UserError(
                 "this model was trained on full images, so `boxes` cannot be used: crop the face "
-                "first, or use a model that was trained with `crop`"
+                "first, or use a model that was trained with `views`"
             )
         faces_found: list[bool | None] = [None] * len(images)
         if not preprocessed:

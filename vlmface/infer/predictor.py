@@ -163,7 +163,7 @@ class Predictor:
         return cls(
             backend,
             view_settings=ViewSettings.from_manifest(run_manifest),
-            limitations=run_manifest.limits if run_manifest else None,
+            limitations=run_manifest.limitations if run_manifest else None,
             action_units=run_manifest.au_set if run_manifest else (),
             name=Path(model).name if run is None else Path(run).name,
         )

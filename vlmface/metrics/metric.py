@@ -74,7 +74,7 @@ _RESERVED = {
     "prompt",
     "prompts",
     "label_space",
-    "mode",
+    "scoring",
     "parse",
     "wall_s",
     "peak_rss_gib",

@@ -92,7 +92,7 @@ class About(TypedDict):
     benchmark: str
     model: str
     prompt: Mapping[str, str]
-    mode: str
+    scoring: str
     wall_s: float
     peak_rss_gib: float
 
@@ -278,13 +278,13 @@ def summarise(
         blocks["calibration"] = probabilities
     prompt = about["prompt"]
     return {
-        "schema": 1,
+        "schema": 2,
         "benchmark": about["benchmark"],
         "model": about["model"],
         **({"prompt": {"id": prompt["id"], "sha": prompt["sha"]}} if prompt else {}),
         "label_space": space.id,
         "n": len(rows),
-        "mode": about["mode"],
+        "scoring": about["scoring"],
         **blocks,
         "parse": _parse_shares(rows),
         "wall_s": about["wall_s"],
@@ -301,7 +301,7 @@ def merge(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return first
     merged = {k: first[k] for k in ("schema", "benchmark", "model")}
     merged["prompts"] = [s["prompt"] | {"label_space": s["label_space"]} for s in summaries]
-    merged |= {"n": first["n"], "mode": first["mode"]}
+    merged |= {"n": first["n"], "scoring": first["scoring"]}
     for summary in summaries:
         blocks = {k: summary[k] for k in BLOCKS if k in summary}
         for block in [summary.get("emotion"), *summary.get("attributes", {}).values()]:

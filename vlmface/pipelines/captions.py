@@ -54,7 +54,7 @@ def train_and_probe(settings: Settings) -> None:
     clip = load_base(settings)
     rows = load_rows(settings)
     probe_test = {"test": (rows.probe[1], settings.probe_root)}
-    shared = checks.shared_people(rows.training, settings.data_root, probe_test)
+    shared = checks.shared_people(rows.training, settings.dataset_root, probe_test)
     checks.warmup(settings, checks.steps(settings, len(rows.training)))
     start_run(settings, partial(contrastive.identity, clip, rows.loaded, rows.probe))
     before = contrastive.probe(clip, *rows.probe, settings.eval_batch_size)
@@ -73,8 +73,8 @@ def train_and_probe(settings: Settings) -> None:
 def load_base(settings: Settings) -> Clip:
     """The model that training starts from. Raises UserError if it does not exist."""
     device = distributed.device()
-    if settings.base != UNTRAINED:
-        return model.load_clip(settings.base, device=device)
+    if settings.base_model != UNTRAINED:
+        return model.load_clip(settings.base_model, device=device)
     clip = tiny_clip.build(settings.seed)
     clip.model.to(device)
     return clip
@@ -97,7 +97,7 @@ class Rows:
 
 def load_rows(settings: Settings) -> Rows:
     """Load, or render, all rows of a run, in the main process first."""
-    views = crops.parse_views(settings.crop)
+    views = crops.parse_views(settings.views)
     with distributed.main_first():
         loaded = steps.load_training_rows(settings)
         probed = [
@@ -119,4 +119,4 @@ def write_report(run_dir: Path, scores: dict[str, Any]) -> None:
         print(
             f"a linear probe reads {name}: {key} {probe[key]:.3f} (before: {before[name][key]:.3f})"
         )
-    print(f"next: python recipes/clip_finetune.py --base {run_dir}")
+    print(f"next: python recipes/clip_finetune.py --base_model {run_dir}")

@@ -63,21 +63,21 @@ def train_and_evaluate(recipe: str, settings: Settings) -> None:
     """What `run` does in an opened folder."""
     run_dir = Path(settings.output_dir)
     evaluation, rows = prepare(settings)
-    clip = model.load_clip(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base_model, device=distributed.device())
     sha = model.weights_sha(clip)
     (texts,) = evaluation.prompts
     started = start_run(settings, lambda: identity(rows, texts, sha))
 
     def predict(classifier: Classifier, name: str) -> list[dict[str, Any]]:
         return answering.answer_kept(
-            ClipModel(classifier, crops.parse_views(settings.crop)),
+            ClipModel(classifier, crops.parse_views(settings.views)),
             run_dir / name,
             evaluation.rows,
             evaluation.benchmark,
             batch_size=settings.eval_batch_size,
         )
 
-    shape = settings.shape(settings.views)
+    shape = settings.shape(settings.num_views)
     Classifier(copy.deepcopy(clip), texts, shape)  # raises, before the first evaluation
     untrained = Classifier(clip, texts, untrained_shape(shape))
     before = predict(untrained.eval(), "predictions_before.jsonl")
@@ -93,7 +93,7 @@ def train_and_evaluate(recipe: str, settings: Settings) -> None:
     distributed.wait_for_everyone()
     after = predict(classifier, "predictions.jsonl")
     if distributed.is_main():
-        models = (settings.base, settings.output_dir)
+        models = (settings.base_model, settings.output_dir)
         evaluation.write_report(run_dir, models, (before, after), result)
 
 
@@ -137,36 +137,36 @@ def prepare(settings: Settings) -> tuple[steps.Evaluation, Rows]:
     checks.warmup(settings, checks.steps(settings, len(labelled_rows)))
     if settings.affect != "none" and affects.isnan().all():
         raise UserError(
-            f"affect is {settings.affect}, but no row of {settings.data} has valence or arousal: "
-            "set affect: none, or use data that has"
+            f"affect is {settings.affect}, but no row of {settings.dataset} has valence or "
+            "arousal: set affect: none, or use data that has"
         )
     return steps.Evaluation(benchmark, baseline, [texts], rows.test), rows
 
 
 def load_rows(settings: Settings, benchmark: benchmarks.Benchmark) -> Rows:
     """Load, or render, all rows of a run, in the main process first."""
-    views, frames = crops.parse_views(settings.crop), settings.frames
+    views, frames = crops.parse_views(settings.views), settings.num_frames
     loaded_validation: datasets.Dataset | None = None
     validation: datasets.Dataset | None = None
     with distributed.main_first():
         loaded = steps.load_training_rows(settings)
         if settings.validation_split:
             loaded_validation = data.load(
-                settings.data,
-                settings.data_root,
+                settings.dataset,
+                settings.dataset_root,
                 settings.validation_split,
-                **settings.data_options,
+                **settings.dataset_options,
             )
             validation = crop_cache.apply_views(loaded_validation, views, frames)
-        test_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
+        test_root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
         test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
         training = crop_cache.apply_views(loaded, views, frames)
     if settings.validation_share:
         training, validation = data.hold_out(training, settings.validation_share, settings.seed)
     others: dict[str, Any] = {"test": (test, test_root)}
     if settings.validation_split:
-        others["validation"] = (validation, settings.data_root)
-    shared = checks.shared_people(training, settings.data_root, others)
+        others["validation"] = (validation, settings.dataset_root)
+    shared = checks.shared_people(training, settings.dataset_root, others)
     return Rows(loaded, loaded_validation, training, validation, test, shared)
 
 
@@ -190,12 +190,12 @@ def untrained_shape(shape: ClassifierConfig) -> ClassifierConfig:
     """The classifier that a base is without training: the similarity of image and texts."""
     return dataclasses.replace(
         shape,
-        image="frozen",
-        text="frozen",
+        image_tower="frozen",
+        text_tower="frozen",
         head="text",
         affect="none",
         negative_weight=0.0,
-        time="none" if shape.frames == 1 else "mean",
+        temporal="none" if shape.num_frames == 1 else "mean",
     )
 
 
@@ -211,11 +211,11 @@ def interpolate(
     Args:
         classifier: After training; it is changed.
         start: Its weights before training.
-        settings: Of the run; wise_alpha is the weight of the trained ones, or "auto".
+        settings: Of the run; wise_ft_alpha is the weight of the trained ones, or "auto".
         validation: The rows that "auto" is chosen on.
         result: For metrics.json: gets what "auto" has chosen.
     """
-    alpha = settings.wise_alpha
+    alpha = settings.wise_ft_alpha
     if isinstance(alpha, str):
         assert validation is not None
         if distributed.is_main():
@@ -256,7 +256,7 @@ def save(
     """Write the trained weights, the texts and, last, the manifest of a run."""
     from safetensors.torch import save as to_bytes
 
-    run_dir, views = Path(settings.output_dir), crops.parse_views(settings.crop)
+    run_dir, views = Path(settings.output_dir), crops.parse_views(settings.views)
     state = {
         name: tensor.contiguous() for name, tensor in checkpoint.trained_state(classifier).items()
     }
@@ -265,9 +265,13 @@ def save(
     manifest.Manifest(
         recipe=recipe,
         family=manifest.CLIP,
-        base={"id": settings.base, "sha": sha},
+        base_model={"id": settings.base_model, "sha": sha},
         adapter=True,
-        trainable={"image": settings.image, "text": settings.text, "head": settings.head},
+        trainable={
+            "image_tower": settings.image_tower,
+            "text_tower": settings.text_tower,
+            "head": settings.head,
+        },
         prompts=[manifest.prompt_entry(classifier.texts)],
         au_set=[],
         image={"size": classifier.clip.side},
@@ -275,12 +279,12 @@ def save(
         weights=manifest.weights_shas(run_dir),
         max_length=classifier.clip.tokenizer.context_length,
         generation={},
-        data=dict(about),
+        dataset=dict(about),
         seed=settings.seed,
-        limits=settings.limits or manifest.default_limitations(settings.data),
-        crop=crops.views_as_dict(views),
-        frames=settings.frames,
-        faces=crops.default_faces(views, data.shows_faces(settings.data)),
+        limitations=settings.limitations or manifest.default_limitations(settings.dataset),
+        views=crops.views_as_dicts(views),
+        num_frames=settings.num_frames,
+        faces=crops.default_faces(views, data.shows_faces(settings.dataset)),
         clip_classifier=dataclasses.asdict(classifier.shape),
     ).save(run_dir)
 
@@ -294,11 +298,11 @@ def export(run_dir: str | Path, out: str | Path) -> None:
     clip_run = ClipModel.load(run_dir)
     shape = clip_run.classifier.shape
     beyond = {
-        "image: adapters": shape.image == "adapters",
+        "image_tower: adapters": shape.image_tower == "adapters",
         "head: linear": shape.head == "linear",
-        "text: prompts": shape.text == "prompts",
-        "several views": shape.views > 1,
-        "frames": shape.frames > 1,
+        "text_tower: prompts": shape.text_tower == "prompts",
+        "several views": shape.num_views > 1,
+        "several frames": shape.num_frames > 1,
         "affect": shape.affect != "none",
         "several labels": clip_run.prompt.several,
     }

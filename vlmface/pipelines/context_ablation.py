@@ -40,19 +40,19 @@ class Settings(SFTSettings):
     Args:
         model: vlm: a vision-language model; clip-caer: a CLIP, with settings of its own
         ablation: train on the face alone, the context alone and both, and compare them
-        alone: prompts of the ablation's runs on one view, {face: ID, scene: ID}
+        single_view_prompts: prompts of the ablation's runs on one view, {face: ID, scene: ID}
     """
 
     model: Literal["vlm"] = "vlm"
-    mode: Literal["generate", "score", "both"] = "score"
+    scoring: Literal["generate", "likelihood", "both"] = "likelihood"
     ablation: bool = False
-    alone: dict[str, Any] = field(default_factory=dict)
+    single_view_prompts: dict[str, Any] = field(default_factory=dict)
 
     def unused(self) -> Iterator[Unused]:
         """The fields that have no effect beside the others."""
         yield from super().unused()
         if not self.ablation:
-            yield Unused("alone", "ablation is false", None)
+            yield Unused("single_view_prompts", "ablation is false", None)
 
 
 T = TypeVar("T", Settings, "ContextSettings")
@@ -113,7 +113,7 @@ def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) 
             return 0
         start_run(settings, dict)
         for name, arm in arms.items():
-            views = ", ".join(view.show for view in crops.parse_views(arm.crop))
+            views = ", ".join(view.view for view in crops.parse_views(arm.views))
             print(f"--- {name}: {views}", flush=True)
             train(arm)
         print(table(conclude(folder)))
@@ -129,10 +129,10 @@ def split(views: crops.Views) -> dict[str, list[crops.View]]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "an ablation trains three models one after the other in one process: start each by "
-            "itself under accelerate launch (crop and prompt differ), then `vlmface compare` them"
+            "itself under accelerate launch (views and prompt differ), then `vlmface compare` them"
         )
     of_face = near(views) == "face"
-    alone = [v for v in views if (v.is_face if of_face else v.show == "person")]
+    alone = [v for v in views if (v.is_face if of_face else v.view == "person")]
     return {
         "face": alone,
         "scene": [view for view in views if view not in alone],
@@ -152,18 +152,18 @@ def arms(settings: Settings) -> dict[str, Settings]:
     if len(settings.prompts) != 1:
         raise UserError(f"prompt is {settings.prompt}: an ablation has one prompt of both views")
     runs = {}
-    for name, chosen in split(crops.parse_views(settings.crop)).items():
-        prompt = settings.prompts[0] if name == "both" else settings.alone.get(name)
+    for name, chosen in split(crops.parse_views(settings.views)).items():
+        prompt = settings.prompts[0] if name == "both" else settings.single_view_prompts.get(name)
         if not chosen or not isinstance(prompt, str):
             raise UserError(
                 f"the ablation's run {name} has {len(chosen)} view(s) and prompt {prompt!r}: give "
-                "crop a view that shows the face and one that does not cut it out, and alone: "
-                "{face: PROMPT, scene: PROMPT}"
+                "views a view that shows the face and one that does not cut it out, and "
+                "single_view_prompts: {face: PROMPT, scene: PROMPT}"
             )
         runs[name] = replace(
             settings,
             ablation=False,
-            crop=crops.views_as_dict(chosen),
+            views=crops.views_as_dicts(chosen),
             prompt=prompt,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -174,10 +174,10 @@ def arms(settings: Settings) -> dict[str, Settings]:
 def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
     """`arms` of a CLIP, whose texts are the same for all. Raises UserError."""
     runs = {}
-    for name, chosen in split(crops.parse_views(settings.crop)).items():
+    for name, chosen in split(crops.parse_views(settings.views)).items():
         if not chosen:
             raise UserError(
-                f"the ablation's run {name} has no view: give crop a view that shows the face or "
+                f"the ablation's run {name} has no view: give views a view that shows the face or "
                 "the person and one that shows what is around"
             )
         rates = dict(settings.learning_rates)
@@ -186,7 +186,7 @@ def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
         runs[name] = replace(
             settings,
             ablation=False,
-            crop=crops.views_as_dict(chosen),
+            views=crops.views_as_dicts(chosen),
             learning_rates=rates,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -198,7 +198,7 @@ def conclude(folder: str | Path) -> dict[str, Any]:
     folder; returns `compare.compare` of them."""
     folder = Path(folder)
     read = {arm: compare.read(folder / arm) for arm in ARMS}
-    shown = near(crops.parse_views(read["face"].settings["crop"]))
+    shown = near(crops.parse_views(read["face"].settings["views"]))
     names = {"face": f"{shown} only", "scene": "context only", "both": "both"}
     result = compare.compare([replace(run, name=names[arm]) for arm, run in read.items()])
     compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")

@@ -55,7 +55,7 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     identity = partial(grpo.identity, settings, rows.loaded, encoded, rows.test, start)
     started = start_run(settings, identity)
     predict = partial(evaluation.predict, settings=settings, processor=start.processor)
-    before = predict(settings.start, run_dir / "predictions_before.jsonl")
+    before = predict(settings.init_from, run_dir / "predictions_before.jsonl")
     result = grpo.train(start, encoded, samples, used, settings)
     result |= {"n": len(encoded), "left_out": skipped, **rows.shared_people}
     if distributed.is_main():
@@ -64,7 +64,7 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     distributed.wait_for_everyone()
     after = predict(settings.output_dir, run_dir / "predictions.jsonl")
     if distributed.is_main():
-        models = (settings.start, settings.output_dir)
+        models = (settings.init_from, settings.output_dir)
         evaluation.write_report(run_dir, models, (before, after), result)
 
 
@@ -77,7 +77,7 @@ def prepare_evaluation(settings: Settings, start: Start) -> tuple[steps.Evaluati
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [start.prompt])
     baseline = benchmarks.load_baseline(benchmark)
-    views = crops.parse_views(start.crop)
-    prompts.check_images([start.prompt], len(views), start.frames)
-    rows = steps.load_rows(settings, benchmark, views, start.frames)
+    views = crops.parse_views(start.views)
+    prompts.check_images([start.prompt], len(views), start.num_frames)
+    rows = steps.load_rows(settings, benchmark, views, start.num_frames)
     return steps.Evaluation(benchmark, baseline, [start.prompt], rows.test), rows

@@ -96,7 +96,7 @@ def _check_faces(sft: SFTSettings, grpo: GRPOSettings) -> None:
             f"grpo has prompt {grpo.prompt}, but starts from a run with {prompt.id}: leave it out"
         )
     of_sft, of_grpo = (
-        stage.benchmark_root or benchmark.root_beside(stage.data_root) for stage in (sft, grpo)
+        stage.benchmark_root or benchmark.root_beside(stage.dataset_root) for stage in (sft, grpo)
     )
     if of_sft != of_grpo:
         raise UserError(
@@ -107,8 +107,8 @@ def _check_faces(sft: SFTSettings, grpo: GRPOSettings) -> None:
 
 # Fields of the stages that the loop sets; that of the model that a stage starts from; and the
 # configurations of stages without `config`.
-SET_BY_LOOP = ("output_dir", "start", "model", "overwrite")
-STARTS = {"grpo": "start", "synthesize": "model"}
+SET_BY_LOOP = ("output_dir", "init_from", "model", "overwrite")
+STARTS = {"grpo": "init_from", "synthesize": "model"}
 DEFAULTS = {"sft": "sft_cot_tiny", "grpo": "grpo_tiny", "synthesize": "synthesize_tiny"}
 FREE = ("rounds", "launch")  # settings that may differ when a loop is resumed
 
@@ -143,7 +143,7 @@ def run_round(settings: Settings, number: int) -> None:
     if number > 1:
         sft |= mixed_data(sft, run_dir / f"round{number - 1}" / "synthetic", folder)
     run_stage("sft_cot", sft, folder / "sft", settings.launch)
-    grpo = settings.grpo | {"start": str(folder / "sft")}
+    grpo = settings.grpo | {"init_from": str(folder / "sft")}
     run_stage("grpo", grpo, folder / "grpo", settings.launch)
     if number < settings.rounds:
         synthesize = settings.synthesize | {"model": str(folder / "grpo")}
@@ -184,31 +184,31 @@ def mixed_data(fields: Mapping[str, Any], synthetic: Path, folder: Path) -> dict
         folder: Of this round.
 
     Returns:
-        Fields of the stage that name the mixture; `limits` stay those of the first round's data.
+        Fields of the stage that name the mixture; `limitations` stay those of the first round.
     """
     stored = config.read(config.find(str(fields.get("config", DEFAULTS["sft"]))))
     values = stored | dict(fields)
-    options = dict(values.get("data_options") or {})
+    options = dict(values.get("dataset_options") or {})
     if (n := values.get("n_train")) is not None:
         options["n"] = n
-    first = {"data": values["data"], "root": values.get("data_root"), "options": options}
+    first = {"dataset": values["dataset"], "root": values.get("dataset_root"), "options": options}
     sources = [
         {key: value for key, value in first.items() if value},
-        {"data": "rationales", "options": {"folder": str(synthetic.resolve())}},
+        {"dataset": "rationales", "options": {"folder": str(synthetic.resolve())}},
     ]
     path = folder / "mixture.yaml"
     text = yaml.safe_dump({"sources": sources}, sort_keys=False)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         atomic_write(path, text)
-    limits = fields.get("limits")
-    if limits is None and values["data"] == stored.get("data"):
-        limits = stored.get("limits")
+    limitations = fields.get("limitations")
+    if limitations is None and values["dataset"] == stored.get("dataset"):
+        limitations = stored.get("limitations")
     return {
-        "data": str(path),
-        "data_root": None,
-        "data_options": {},
+        "dataset": str(path),
+        "dataset_root": None,
+        "dataset_options": {},
         "n_train": None,
-        "limits": limits,
+        "limitations": limitations,
     }
 
 
@@ -241,7 +241,7 @@ def _written(path: Path) -> dict[str, Any]:
         "distinct texts": quality["distinct"],
         "answers that agree": f"{vote['kept']['agreement']:.1%} of the kept, "
         f"{vote['all']['agreement']:.1%} of all",
-        "the model was told the truth": "yes" if summary["saw_label"] else "no",
+        "the model was told the truth": "yes" if summary["rationale_saw_label"] else "no",
         "rejected": ", ".join(f"{n} {why}" for why, n in counts["rejected_by"].items()) or "none",
     }
     if vote["all"]["checked"]:

@@ -68,7 +68,7 @@ def train_and_evaluate(recipe: str, settings: SFTSettings) -> None:
     )
     started = start_run(settings, identity)
     predict = partial(evaluation.predict, settings=settings, processor=model.processor)
-    before = predict(settings.base, run_dir / "predictions_before.jsonl")
+    before = predict(settings.base_model, run_dir / "predictions_before.jsonl")
     result = sft.train(model.base, model.processor, model.family, training_rows, settings)
     result |= describe_rows(tasks, len(training_rows)) | rows.shared_people
     if distributed.is_main():
@@ -78,7 +78,7 @@ def train_and_evaluate(recipe: str, settings: SFTSettings) -> None:
     distributed.wait_for_everyone()
     after = predict(settings.output_dir, run_dir / "predictions.jsonl")
     if distributed.is_main():
-        models = (settings.base, settings.output_dir)
+        models = (settings.base_model, settings.output_dir)
         evaluation.write_report(run_dir, models, (before, after), result)
 
 
@@ -115,8 +115,8 @@ def load_prompts(settings: SFTSettings) -> list[Prompt]:
     space = None if named is None else label_spaces.space(named)
     loaded = [prompts.load(name, space) for name in settings.prompts]
     checks.rationale_source(settings, loaded)
-    task_sampling.check_balance(settings.balance, loaded)
-    prompts.check_images(loaded, len(crops.parse_views(settings.crop)), settings.frames)
+    task_sampling.check_balance(settings.balance_by, loaded)
+    prompts.check_images(loaded, len(crops.parse_views(settings.views)), settings.num_frames)
     return loaded
 
 
@@ -131,28 +131,28 @@ def load_model(settings: SFTSettings, processor: Any = None) -> Model:
         UserError: The model or a prompt does not exist, or the model lacks a part that is trained.
     """
     loaded_prompts = load_prompts(settings)
-    base = manifest.resolve(settings.base)
+    base = manifest.resolve(settings.base_model)
     family = families.get(families.family_of(base))
     checks.check_policy(settings, family)
     if processor is None:
         processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)
-    return Model(base, family, processor, loaded_prompts, crops.parse_views(settings.crop))
+    return Model(base, family, processor, loaded_prompts, crops.parse_views(settings.views))
 
 
 def describe_model(settings: SFTSettings, model: Model) -> sft.TrainedModel:
     """What the manifest contains about the model."""
     return sft.TrainedModel(
         base=model.base,
-        base_id=settings.base,
+        base_id=settings.base_model,
         family=model.family,
         processor=model.processor,
         prompts=model.prompts,
         policy=settings.policy,
-        crop=settings.crop,
-        frames=settings.frames,
+        views=settings.views,
+        num_frames=settings.num_frames,
         max_length=settings.max_length,
-        quantize=settings.quantize,
+        quantization=settings.quantization,
     )
 
 
@@ -173,8 +173,8 @@ def prepare_evaluation(settings: SFTSettings, model: Model) -> tuple[steps.Evalu
             "leave them out"
         )
     baseline = benchmarks.load_baseline(benchmark)
-    rows = steps.load_rows(settings, benchmark, model.views, settings.frames)
-    evaluation = steps.Evaluation(benchmark, baseline, model.prompts, rows.test, settings.mode)
+    rows = steps.load_rows(settings, benchmark, model.views, settings.num_frames)
+    evaluation = steps.Evaluation(benchmark, baseline, model.prompts, rows.test, settings.scoring)
     return evaluation, rows
 
 
@@ -204,7 +204,9 @@ class Task:
 
 def load_samples(settings: SFTSettings, model: Model) -> datasets.Dataset:
     """The training rows alone, as `prepare_evaluation` loads them."""
-    return crop_cache.apply_views(steps.load_training_rows(settings), model.views, settings.frames)
+    return crop_cache.apply_views(
+        steps.load_training_rows(settings), model.views, settings.num_frames
+    )
 
 
 def encode_tasks(
@@ -227,21 +229,21 @@ def encode_tasks(
     budget.fit_pixels(
         samples, processor, family, model.prompts, max_length=settings.max_length, seed=seed
     )
-    if settings.balance == "none":
+    if settings.balance_by == "none":
         chosen = [np.arange(len(samples)) for _ in model.prompts]
     else:
         labels = task_sampling.row_labels(samples, model.prompts)
-        chosen = task_sampling.select_rows(labels, settings.balance, seed)
+        chosen = task_sampling.select_rows(labels, settings.balance_by, seed)
     tasks = []
     for prompt, index in zip(model.prompts, chosen, strict=True):
         rows, skipped = encode_rows(
             samples.select(index), processor, family, prompt, max_length=max_length, seed=seed
         )
         tasks.append(Task(prompt, task_sampling.number(rows, index), skipped))
-    if settings.text_data:
+    if settings.text_only_data:
         features, row = tasks[0].rows.features, len(samples)
         texts, skipped = text_only.encode_file(
-            settings.text_data, processor, family, max_length, features=features, row=row
+            settings.text_only_data, processor, family, max_length, features=features, row=row
         )
         tasks.append(Task(None, texts, skipped))
     return tasks

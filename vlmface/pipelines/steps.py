@@ -40,11 +40,11 @@ class Rows:
 def load_training_rows(settings: Any) -> datasets.Dataset:
     """The rows that `settings` name, as the data set contains them."""
     return data.load(
-        settings.data,
-        settings.data_root,
-        settings.data_split,
+        settings.dataset,
+        settings.dataset_root,
+        settings.dataset_split,
         n=settings.n_train,
-        **settings.data_options,
+        **settings.dataset_options,
     )
 
 
@@ -60,9 +60,9 @@ def load_rows(settings: Any, benchmark: Benchmark, views: Views, frames: int) ->
     with distributed.main_first():
         loaded = load_training_rows(settings)
         training = crop_cache.apply_views(loaded, views, frames)
-        test_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
+        test_root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
         test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
-    shared = checks.shared_people(training, settings.data_root, {"test": (test, test_root)})
+    shared = checks.shared_people(training, settings.dataset_root, {"test": (test, test_root)})
     return Rows(loaded, training, test, shared)
 
 
@@ -75,14 +75,14 @@ class Evaluation:
         baseline: Result of a reference model, for the report; None if there is none.
         prompts: Prompts of a vision-language model, or label texts of a CLIP.
         rows: The test rows.
-        mode: How answers are read (answering.MODES).
+        scoring: How answers are read (answering.SCORINGS).
     """
 
     benchmark: Benchmark
     baseline: Mapping[str, Any] | None
     prompts: Sequence[Any]
     rows: datasets.Dataset
-    mode: str = "generate"
+    scoring: str = "generate"
 
     @property
     def au_set(self) -> list[int]:
@@ -108,7 +108,7 @@ class Evaluation:
             processor=processor,
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.eval_batch_size,
-            mode=self.mode,
+            scoring=self.scoring,
         )
 
     def write_report(
@@ -136,12 +136,12 @@ class Evaluation:
             self.rows,
             training,
             self.baseline,
-            self.mode,
+            self.scoring,
         )
 
 
 def describe_data(settings: Any, n: int, fingerprint: str) -> dict[str, Any]:
-    """The manifest's `data`: what a model was trained on.
+    """The manifest's `dataset`: what a model was trained on.
 
     Args:
         settings: Of a recipe.
@@ -149,9 +149,9 @@ def describe_data(settings: Any, n: int, fingerprint: str) -> dict[str, Any]:
         fingerprint: Of the data set.
     """
     return {
-        "name": settings.data,
-        "split": settings.data_split,
+        "name": settings.dataset,
+        "split": settings.dataset_split,
         "n": n,
-        "options": settings.data_options,
+        "options": settings.dataset_options,
         "fingerprint": fingerprint,
     }

@@ -19,20 +19,20 @@ class Settings(Checked):
 
     Args:
         model: a run folder, or the model's name at the endpoint
-        data: name of a data set, or the YAML file of a mixture
+        dataset: name of a data set, or the YAML file of a mixture
         output_dir: folder to write: data set, README.md, rationale.html
         endpoint: URL of a server with the OpenAI API, which receives the images; null: none
         prompt: null: the run's first; the model of a server needs one
         api_key_env: environment variable with the endpoint's key
         concurrency: requests at a time
-        data_root: folder of the data set as its owners distribute it; null: it is rendered
-        data_split: split to write for
-        data_options: options of the data set, such as {seed: 1}
+        dataset_root: folder of the data set as its owners distribute it; null: it is rendered
+        dataset_split: split to write for
+        dataset_options: options of the data set, such as {seed: 1}
         n: faces to write for; null: the whole split
         label_space: of the labels
-        labels: annotated: answers must agree with the label, if there is one; vote: ignore labels
-        saw_label: give the model the label and action units, as Facial-R1 does; it is recorded
-        samples: answers for each face
+        label_source: annotated: answers must agree with the label, if any; vote: ignore labels
+        show_label: give the model the label and action units, as Facial-R1 does; it is recorded
+        num_samples: answers for each face
         temperature: of the answers
         top_p: of the answers
         batch_size: faces at a time, without an endpoint
@@ -40,28 +40,28 @@ class Settings(Checked):
         min_precision: least share of the action units in the text that are annotated
         min_recall: least share of the annotated action units that are in the text
         max_words: longer texts are rejected
-        balance: texts of an emotion are at most so many times those of the rarest; null: all
+        max_label_ratio: texts of an emotion, at most so many times those of the rarest; null: all
         duplicates: count texts that nearly repeat an earlier one, or reject them
-        similarity: from which two texts are near duplicates
+        duplicate_threshold: from which two texts are near duplicates
         seed: of the sampling
         overwrite: replace the build in output_dir
     """
 
     model: str
-    data: str
+    dataset: str
     output_dir: str
     endpoint: str | None = None
     prompt: str | None = None
     api_key_env: str | None = None
     concurrency: Count = 8
-    data_root: str | None = None
-    data_split: str = "train"
-    data_options: dict[str, Any] = field(default_factory=dict)
+    dataset_root: str | None = None
+    dataset_split: str = "train"
+    dataset_options: dict[str, Any] = field(default_factory=dict)
     n: Count | None = None
     label_space: str = "emotion8"
-    labels: Literal["annotated", "vote"] = "annotated"
-    saw_label: bool = False
-    samples: Count = 8
+    label_source: Literal["annotated", "vote"] = "annotated"
+    show_label: bool = False
+    num_samples: Count = 8
     temperature: Positive = 1.0
     top_p: PositiveShare = 1.0
     batch_size: Count = 16
@@ -69,30 +69,22 @@ class Settings(Checked):
     min_precision: PositiveShare = 1.0
     min_recall: PositiveShare = 1.0
     max_words: WordLimit = 150
-    balance: LabelRatio | None = None
+    max_label_ratio: LabelRatio | None = None
     duplicates: Literal["report", "reject"] = "report"
-    similarity: PositiveShare = 0.85
+    duplicate_threshold: PositiveShare = 0.85
     seed: Seed = 0
     overwrite: bool = False
 
     def check(self) -> None:
         """Refuse options that the data set lacks. Raises UserError."""
-        checks.data_options(self, n="n")
+        checks.dataset_options(self, n="n")
 
     def unused(self) -> Iterator[Unused]:
         """The fields that have no effect beside the others."""
         fields = self.__dataclass_fields__
         yield from (unused for unused in unused_by_model(self.endpoint) if unused.name in fields)
-        if not checks.reads_root(self.data):
-            yield Unused("data_root", f"{self.data} is not read from a folder", ("data",))
-
-
-BUILD_NAMES = {
-    "output_dir": "output",
-    "data_root": "root",
-    "data_split": "split",
-    "data_options": "option",
-}  # fields that BuildSettings has under another name
+        if not checks.reads_root(self.dataset):
+            yield Unused("dataset_root", f"{self.dataset} is not read from a folder", ("dataset",))
 
 
 def run(settings: Settings) -> int:
@@ -108,7 +100,5 @@ def run(settings: Settings) -> int:
         UserError: The settings do not fit the model, the data or the folder.
     """
     distributed.set_cpu_threads()
-    values = {BUILD_NAMES.get(name, name): value for name, value in asdict(settings).items()}
-    return cli.print_summary(
-        build.build(BuildSettings(writer="model", **values)), settings.output_dir
-    )
+    built = build.build(BuildSettings(writer="model", **asdict(settings)))
+    return cli.print_summary(built, settings.output_dir)

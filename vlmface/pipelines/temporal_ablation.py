@@ -68,21 +68,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(settings: Settings) -> None:
-    expected = {"image": "frozen", "augment": "none", "time": "transformer"}
+    expected = {"image_tower": "frozen", "augment": "none", "temporal": "transformer"}
     wrong = [f"{k} is {v}" for k in expected if (v := getattr(settings, k)) != expected[k]]
-    if wrong or settings.frames < 2 or len(crops.parse_views(settings.crop)) > 1:
+    if wrong or settings.num_frames < 2 or settings.num_views > 1:
         raise UserError(
-            f"clips are compared with their frames by image: frozen, augment: none, time: "
-            f"transformer, frames: 2 or more, and one view; found {', '.join(wrong) or 'others'}, "
-            f"frames {settings.frames}, {max(1, len(crops.parse_views(settings.crop)))} view(s)"
+            "clips are compared with their frames by image_tower: frozen, augment: none, temporal: "
+            "transformer, num_frames: 2 or more, and one view; found "
+            f"{', '.join(wrong) or 'others'}, num_frames {settings.num_frames}, "
+            f"{settings.num_views} view(s)"
         )
     if not settings.validation_split:
         raise UserError("epochs and the best frame are chosen on validation_split: name one")
-    if settings.select != "best" or settings.wise_alpha != 1:
+    if settings.checkpoint_selection != "best" or settings.wise_ft_alpha != 1:
         raise UserError(
-            f"select is {settings.select} and wise_alpha is {settings.wise_alpha}, but clips are "
-            "compared at their best epoch, with the weights as trained: set select: best and "
-            "wise_alpha: 1"
+            f"checkpoint_selection is {settings.checkpoint_selection} and wise_ft_alpha is "
+            f"{settings.wise_ft_alpha}, but clips are compared at their best epoch, with the "
+            "weights as trained: set checkpoint_selection: best and wise_ft_alpha: 1"
         )
 
 
@@ -93,20 +94,20 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     asked = label_texts.load(settings.prompt)
     answering.scored_prompts(benchmark, [asked])
-    root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
-    views = crops.parse_views(settings.crop)
-    splits = ((settings.data_split, settings.n_train), (str(settings.validation_split), None))
+    root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
+    views = crops.parse_views(settings.views)
+    splits = ((settings.dataset_split, settings.n_train), (str(settings.validation_split), None))
     found = [
-        data.load(settings.data, settings.data_root, split, n=n, **settings.data_options)
+        data.load(settings.dataset, settings.dataset_root, split, n=n, **settings.dataset_options)
         for split, n in splits
     ]
     identity: dict[str, Any] = {"data": [data.fingerprint(rows) for rows in found]}
-    found = [crop_cache.apply_views(rows, views, settings.frames) for rows in found]
-    found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
-    others = {"validation": (found[1], settings.data_root), "test": (found[2], root)}
-    checks.shared_people(found[0], settings.data_root, others)
+    found = [crop_cache.apply_views(rows, views, settings.num_frames) for rows in found]
+    found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.num_frames))
+    others = {"validation": (found[1], settings.dataset_root), "test": (found[2], root)}
+    checks.shared_people(found[0], settings.dataset_root, others)
     checks.warmup(settings, checks.steps(settings, len(labelled(found[0], asked)[0])))
-    clip = model.load_clip(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base_model, device=distributed.device())
     identity |= {
         "test_data": data.fingerprint(found[-1], pictures=False),
         "base_weights": model.weights_sha(clip),
@@ -126,7 +127,7 @@ def compare(
     of that frame: how often they say the same, and half the sum of the absolute differences of
     their probabilities, in the mean. Resumes where it was stopped. Raises UserError.
     """
-    frames = settings.frames
+    frames = settings.num_frames
     models: dict[str, Any] = {}
     said: dict[str, torch.Tensor] = {}
     for name in (CLIP, MEAN, *(f"frame {k}" for k in range(frames))):
@@ -220,10 +221,10 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
     own = dataclasses.replace(
         settings,
         output_dir=str(_folder(settings, name)),
-        select="best",
-        frames=settings.frames if name == CLIP else 1,
+        checkpoint_selection="best",
+        num_frames=settings.num_frames if name == CLIP else 1,
     )
-    clip = model.load_clip(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base_model, device=distributed.device())
     return Classifier(clip, label_texts.load(settings.prompt), own.shape(1)), own
 
 
@@ -233,7 +234,7 @@ def _still(
     from vlmface.train.clip.model_selection import BEST, KeepBest
 
     classifier, own = _classifier(CLIP, settings)
-    repeated = part.features[:, middle : middle + 1].repeat(1, settings.frames, 1)
+    repeated = part.features[:, middle : middle + 1].repeat(1, settings.num_frames, 1)
     held = HeldOutSet(classifier, part.targets, settings.eval_batch_size, features=repeated)
     assert (Path(own.output_dir) / "checkpoints" / BEST).exists()
     KeepBest(Path(own.output_dir), held).restore()

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 # Settings that may change when a build is resumed.
 _RESUMABLE_CHANGES = (
-    "output",
-    "root",
+    "output_dir",
+    "dataset_root",
     "overwrite",
     "api_key_env",
     "concurrency",
@@ -54,12 +54,12 @@ _RESUMABLE_CHANGES = (
     "attempts",
     "price_in",
     "price_out",
-    "faces",
+    "num_page_examples",
 )
 
 
 def build(settings: BuildSettings) -> dict[str, Any]:
-    """Build, or resume, the folder `settings.output`.
+    """Build, or resume, the folder `settings.output_dir`.
 
     Args:
         settings: Of the build.
@@ -72,13 +72,13 @@ def build(settings: BuildSettings) -> dict[str, Any]:
             answer, or no rationale passes.
     """
     space = _check(settings)
-    with lock.hold(settings.output):
+    with lock.hold(settings.output_dir):
         return _build(settings, space)
 
 
 def _build(settings: BuildSettings, space: label_spaces.LabelSpace) -> dict[str, Any]:
     """`build` in a locked folder."""
-    output = Path(settings.output)
+    output = Path(settings.output_dir)
     work = output.with_name(f"{output.name}.building")
     if _is_complete(settings, output):
         shutil.rmtree(work, ignore_errors=True)  # exists if the last build was killed at its end
@@ -86,7 +86,13 @@ def _build(settings: BuildSettings, space: label_spaces.LabelSpace) -> dict[str,
         return json.loads((output / "summary.json").read_text(encoding="utf-8"))
     teacher = _teacher(settings) if settings.writer == "teacher" else None
     sampler = _sampler(settings, space) if settings.writer == "model" else None
-    rows = data.load(settings.data, settings.root, settings.split, n=settings.n, **settings.option)
+    rows = data.load(
+        settings.dataset,
+        settings.dataset_root,
+        settings.dataset_split,
+        n=settings.n,
+        **settings.dataset_options,
+    )
     if settings.overwrite:
         run_dir.delete_run(work)
     if any(path.stat().st_size for path in work.glob("*.jsonl")):
@@ -105,7 +111,7 @@ def _build(settings: BuildSettings, space: label_spaces.LabelSpace) -> dict[str,
         else:
             rationales = _by_teacher(context, faces, teacher)
     near_duplicates = _mark_duplicates(rationales, settings)
-    self_training.balance(rationales, settings.balance, settings.seed)
+    self_training.balance(rationales, settings.max_label_ratio, settings.seed)
     summary = build_summary(context, rationales, near_duplicates, teacher or sampler)
     if not summary["counts"]["kept"]:
         raise UserError(
@@ -135,7 +141,7 @@ def _is_complete(settings: BuildSettings, output: Path) -> bool:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     if not run_dir.is_started(output):
-        raise UserError(f"{output} holds other files than a build: use another --output")
+        raise UserError(f"{output} holds other files than a build: use another --output_dir")
     if settings.overwrite:
         return False  # it is replaced when the new build is finished
     config.compare(settings, output, free=_RESUMABLE_CHANGES)
@@ -152,19 +158,19 @@ def _teacher(settings: BuildSettings) -> Teacher:
     for name in ("endpoint", "model"):
         if not getattr(settings, name):
             raise UserError(f"--writer teacher needs --{name}")
-    if settings.saw_label is None:
+    if settings.show_label is None:
         raise UserError(
             "choose whether the teacher receives the emotion: --with-label (every text concludes "
             "it), or --without-label (texts that conclude another are rejected)"
         )
     prompt = teacher_prompts.load(
-        settings.prompt or ("with_label" if settings.saw_label else "without_label")
+        settings.prompt or ("with_label" if settings.show_label else "without_label")
     )
-    if prompt.saw_label != settings.saw_label:
-        contains = "contains" if prompt.saw_label else "does not contain"
+    if prompt.shows_label != settings.show_label:
+        contains = "contains" if prompt.shows_label else "does not contain"
         raise UserError(
             f"the teacher prompt {prompt.id!r} {contains} the label: use "
-            f"--{'with' if prompt.saw_label else 'without'}-label with it, or another --prompt"
+            f"--{'with' if prompt.shows_label else 'without'}-label with it, or another --prompt"
         )
     from vlmface.rationale.teacher import Teacher
 
@@ -321,9 +327,9 @@ def _announce(pending: int, faces: int, settings: BuildSettings, teacher: Teache
 
     finished = f"; {faces - pending} were answered before" if faces > pending else ""
     print(
-        f"{pending} pictures of faces, {with_or_without(teacher.prompt.saw_aus)} their action "
-        f"units and {with_or_without(teacher.prompt.saw_label)} their emotion labels, are sent to "
-        f"{settings.endpoint} (model {settings.model}){finished}",
+        f"{pending} pictures of faces, {with_or_without(teacher.prompt.shows_aus)} their action "
+        f"units and {with_or_without(teacher.prompt.shows_label)} their emotion labels, are sent "
+        f"to {settings.endpoint} (model {settings.model}){finished}",
         flush=True,
     )
 
@@ -332,7 +338,9 @@ def _mark_duplicates(rationales: list[WrittenRationale], settings: BuildSettings
     """The number of passing texts that nearly repeat an earlier one; they are rejected if the
     settings say so."""
     passing = [r for r in rationales if r.verdict.kept]
-    earlier = verify.near_duplicates([r.verdict.body for r in passing], settings.similarity)
+    earlier = verify.near_duplicates(
+        [r.verdict.body for r in passing], settings.duplicate_threshold
+    )
     for rationale, index in zip(passing, earlier, strict=True):
         if index is not None and settings.duplicates == "reject":
             message = f"It nearly repeats the text of {passing[index].id}."
@@ -374,7 +382,7 @@ def _finish(
     atomic_write(result / "rejected.jsonl", "".join(lines))
     atomic_write(result / "summary.json", json.dumps(summary, indent=2) + "\n")
     page.write_card(result / "README.md", summary)
-    faces = context.settings.faces
+    faces = context.settings.num_page_examples
     page.write_page(result / "rationale.html", summary, rationales, context.load_image, faces)
     if output.exists():
         os.rename(output, _replaced_path(output))
@@ -397,7 +405,7 @@ def _with_rationales(
     columns: dict[str, list[Any]] = {
         "rationale": [r.verdict.body for r in accepted],
         "rationale_source": [context.settings.writer] * len(accepted),
-        "saw_label": [summary["saw_label"]] * len(accepted),
+        "rationale_saw_label": [summary["rationale_saw_label"]] * len(accepted),
         "meta": metas,
     }
     voted = [r.record.get("label") == self_training.VOTED_LABEL for r in accepted]

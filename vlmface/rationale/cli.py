@@ -17,19 +17,19 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     """
     parser.set_defaults(run=build_command)
     add = parser.add_argument
-    add("--data", required=True, help="name of the data set, or a .yaml file")
-    add("--root", help="folder of your copy, as its owners distribute it (synth has none)")
-    add("--split", default="train")
+    add("--dataset", required=True, help="name of the data set, or a .yaml file")
+    add("--dataset_root", help="folder of your copy, as its owners distribute it (synth has none)")
+    add("--dataset_split", default="train")
     add("--n", help="number of faces (default: all)")
     add(
-        "--option",
-        action="append",
+        "--dataset_options",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the data set, such as seed=1; may be repeated",
+        help="options of the data set, such as seed=1",
     )
     add(
-        "--output",
         "--output_dir",
         required=True,
         help="folder to write: data set, README.md, rationale.html",
@@ -68,14 +68,14 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     label = group.add_mutually_exclusive_group()
     label.add_argument(
         "--with-label",
-        dest="saw_label",
+        dest="show_label",
         action="store_true",
         default=None,
         help="send the emotion to the teacher",
     )
     label.add_argument(
         "--without-label",
-        dest="saw_label",
+        dest="show_label",
         action="store_false",
         default=None,
         help="do not send it; texts that conclude another emotion are rejected",
@@ -104,17 +104,20 @@ def _add_model_writer(parser: argparse.ArgumentParser) -> None:
         "model writer", "A trained model answers each face several times; recipes/synthesize.py."
     )
     add = group.add_argument
-    add("--samples", default=8, help="answers to each face (default 8)")
+    add("--num_samples", default=8, help="answers to each face (default 8)")
     add("--temperature", default=1.0)
     add("--top_p", default=1.0)
     add(
-        "--labels",
+        "--label_source",
         choices=("annotated", "vote"),
         default="annotated",
         help="vote: ignore the annotated labels",
     )
     add("--min_agreement", default=0.5, help="share of the answers (default 0.5)")
-    add("--balance", help="most texts of an emotion, as a multiple of those of the rarest one")
+    add(
+        "--max_label_ratio",
+        help="most texts of an emotion, as a multiple of those of the rarest one",
+    )
     add("--batch_size", default=16, help="faces at a time, without an endpoint")
 
 
@@ -130,8 +133,8 @@ def _add_verifier(parser: argparse.ArgumentParser) -> None:
         default="report",
         help="count texts that nearly repeat an earlier one (default), or reject them",
     )
-    add("--similarity", default=0.85, help="least similarity of near duplicates")
-    add("--faces", default=12, help="faces on the page, kept and rejected each")
+    add("--duplicate_threshold", default=0.85, help="least similarity of near duplicates")
+    add("--num_page_examples", default=12, help="faces on the page, kept and rejected each")
 
 
 def build_command(arguments: argparse.Namespace) -> int:
@@ -142,18 +145,18 @@ def build_command(arguments: argparse.Namespace) -> int:
     from vlmface.utils import config
 
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(BuildSettings)}
-    values["option"] = data.parse_options(arguments.data, arguments.option)
+    values["dataset_options"] = data.parse_options(arguments.dataset, arguments.dataset_options)
     values["request"] = config.fields("request", arguments.request) if arguments.request else {}
     settings = config.build(BuildSettings, values, where="the command line")
-    return print_summary(build(settings), arguments.output)
+    return print_summary(build(settings), arguments.output_dir)
 
 
-def print_summary(summary: Mapping[str, Any], output: str) -> int:
+def print_summary(summary: Mapping[str, Any], output_dir: str) -> int:
     """Print the result of a build.
 
     Args:
         summary: From `build`.
-        output: The folder of the build.
+        output_dir: The folder of the build.
 
     Returns:
         The exit code: 2 if faces got no answer.
@@ -182,9 +185,10 @@ def print_summary(summary: Mapping[str, Any], output: str) -> int:
     if unanswered := counts["rejected_by"].get("no_answer", 0):
         print(
             f"error: {unanswered} faces got no answer and are skipped; the reasons are in "
-            f"{output}/rejected.jsonl",
+            f"{output_dir}/rejected.jsonl",
             file=sys.stderr,
         )
-    print(f"written:  {output} (data set, README.md, rationale.html)")
-    print(f'next:     recipes/sft_cot.py --data rationales --data_options "{{folder: {output}}}"')
+    print(f"written:  {output_dir} (data set, README.md, rationale.html)")
+    options = f'--dataset_options "{{folder: {output_dir}}}"'
+    print(f"next:     recipes/sft_cot.py --dataset rationales {options}")
     return 2 if unanswered else 0

@@ -174,7 +174,7 @@ class LocalSampler:
                 continue
             texts = self.model.sample(
                 [_load(load_image, face) for face in batch],
-                self.settings.samples,
+                self.settings.num_samples,
                 temperature=self.settings.temperature,
                 top_p=self.settings.top_p,
                 seed=_seed(self.settings.seed, number),
@@ -216,16 +216,17 @@ class RemoteSampler:
         async def sample_face(client: httpx2.AsyncClient, face: Face) -> dict[str, Any]:
             uri = page.inline_jpeg(_load(load_image, face), settings.image_side)
             request = {
-                "n": settings.samples,
+                "n": settings.num_samples,
                 "temperature": settings.temperature,
                 "top_p": settings.top_p,
                 "seed": _seed(settings.seed, face.index) % 2**31,
             }
             choices, usage = await chat(client, self.endpoint, build_messages(face, uri), request)
             texts = [choice.text(form) for choice in choices]
-            if len(texts) < settings.samples:
+            if len(texts) < settings.num_samples:
                 raise NoAnswerError(
-                    f"{len(texts)} answers instead of {settings.samples}: the server ignores `n`",
+                    f"{len(texts)} answers instead of {settings.num_samples}: the server ignores "
+                    "`n`",
                     retryable=False,
                 )
             return {
@@ -240,7 +241,7 @@ class RemoteSampler:
         pending = [face for face in faces if face.id not in journal.records]
         if not pending:
             return {}
-        annotation = "with their annotation" if settings.saw_label else "without annotation"
+        annotation = "with their annotation" if settings.show_label else "without annotation"
         print(
             f"{len(pending)} pictures of faces, {annotation}, are sent to {self.endpoint.url} "
             f"(model {self.endpoint.model})",
@@ -274,7 +275,7 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
     """How faces are presented to the model.
 
     Args:
-        settings: With saw_label, the teacher prompt `with_label` is used, which contains the
+        settings: With show_label, the teacher prompt `with_label` is used, which contains the
             annotation as that of Facial-R1 does; otherwise the model's own prompt.
         prompt: The model's own prompt.
 
@@ -283,7 +284,7 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
     """
     from vlmface.infer.endpoint import attach_images
 
-    if not settings.saw_label:
+    if not settings.show_label:
         messages = prompt.messages()
         return lambda face, uri: attach_images(messages, [uri]) if uri else messages, prompt.form
     teacher_prompt = teacher_prompts.load("with_label")
@@ -292,7 +293,7 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
     def with_truth(face: Face, uri: str | None) -> list[dict[str, Any]]:
         if face.truth is None:
             raise UserError(
-                f"{face.id} has no annotation to give to the model: leave saw_label out, or use "
+                f"{face.id} has no annotation to give to the model: leave show_label out, or use "
                 "data with labels and action units"
             )
         messages = teacher_prompt.messages(face.truth, space, limits, uri or "")
@@ -305,7 +306,7 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
 
 def prompt_facts(settings: BuildSettings, prompt: prompts.Prompt) -> dict[str, Any]:
     """The prompt of `message_builder`, for the data card."""
-    if not settings.saw_label:
+    if not settings.show_label:
         return {"prompt": prompt.id, "prompt_version": prompt.version, "prompt_sha": prompt.sha}
     teacher_prompt = teacher_prompts.load("with_label")
     return {
@@ -324,7 +325,7 @@ def collect_faces(context: BuildContext) -> list[Face]:
     from tqdm import tqdm
 
     faces, seen = [], set()
-    annotated = context.settings.labels == "annotated"
+    annotated = context.settings.label_source == "annotated"
     plain_rows = context.rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain_rows, "reading", unit="face")):
         sample = FaceSample.from_row(row)

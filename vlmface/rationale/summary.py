@@ -36,17 +36,20 @@ def build_summary(
     settings = context.settings
     teacher = writer if isinstance(writer, Teacher) else None
     sampler = None if isinstance(writer, Teacher) else writer
-    saw_label = teacher is None or teacher.prompt.saw_label
+    rationale_saw_label = teacher is None or teacher.prompt.shows_label
     if sampler:
-        saw_label = bool(settings.saw_label)
-    limits = {"similarity": settings.similarity, "duplicates": settings.duplicates}
+        rationale_saw_label = bool(settings.show_label)
+    limits = {
+        "duplicate_threshold": settings.duplicate_threshold,
+        "duplicates": settings.duplicates,
+    }
     accepted = [r for r in rationales if r.verdict.kept]
     return {
         "vlmface": __version__,
         "source": _source(context),
         "writer": _writer_facts(context, teacher, sampler),
         "request": {} if teacher is None else teacher.endpoint.request,
-        "saw_label": saw_label,
+        "rationale_saw_label": rationale_saw_label,
         "vote": None if sampler is None else _vote_figures(rationales, settings),
         "label_space": {"id": context.space.id, "sha": context.space.sha},
         "aus": Counter(r.truth.source for r in rationales),
@@ -68,10 +71,10 @@ def build_summary(
 def _source(context: BuildContext) -> dict[str, Any]:
     settings = context.settings
     return {
-        "name": settings.data,
-        **data.describe(settings.data),
-        "split": settings.split,
-        "options": settings.option,
+        "name": settings.dataset,
+        **data.describe(settings.dataset),
+        "split": settings.dataset_split,
+        "options": settings.dataset_options,
         "fingerprint": data.fingerprint(context.rows),
     }
 
@@ -87,14 +90,14 @@ def _writer_facts(
             "prompt": teacher.prompt.id,
             "prompt_version": teacher.prompt.version,
             "prompt_sha": teacher.prompt.sha(context.space, settings.limits),
-            "saw_aus": teacher.prompt.saw_aus,
+            "shows_aus": teacher.prompt.shows_aus,
         }
     if sampler is not None:
         return {
             "writer": "model",
             "model": settings.model,
             **prompt_facts(settings, sampler.prompt),
-            "saw_aus": bool(settings.saw_label),
+            "shows_aus": bool(settings.show_label),
         }
     return {"writer": "rules", "style": settings.style, "seed": settings.seed}
 
@@ -126,10 +129,10 @@ def _vote_figures(
     """How the answers agreed, and how often a voted label was the annotated one, if it is known."""
     accepted = [r for r in rationales if r.verdict.kept]
     figures: dict[str, Any] = {
-        "samples": settings.samples,
+        "samples": settings.num_samples,
         "temperature": settings.temperature,
         "min_agreement": settings.min_agreement,
-        "balance": settings.balance,
+        "max_label_ratio": settings.max_label_ratio,
         "labels": Counter(r.record["label"] for r in accepted),
     }
     for name, group in (("all", [r for r in rationales if r.record]), ("kept", accepted)):

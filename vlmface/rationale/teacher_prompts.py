@@ -40,11 +40,11 @@ class TeacherPrompt:
     notes: str | None = None
 
     @property
-    def saw_label(self) -> bool:
+    def shows_label(self) -> bool:
         return "{label}" in self.user
 
     @property
-    def saw_aus(self) -> bool:
+    def shows_aus(self) -> bool:
         return "{aus}" in self.user
 
     def sha(self, space: LabelSpace, limits: Limits) -> str:
@@ -84,8 +84,8 @@ class TeacherPrompt:
     def may_repair(self, verdict: Verdict) -> bool:
         """Whether the faults can be described without information that the prompt withholds."""
         withheld = {"refused"}
-        withheld |= set() if self.saw_label else {"wrong_label"}
-        withheld |= set() if self.saw_aus else AU_REASONS
+        withheld |= set() if self.shows_label else {"wrong_label"}
+        withheld |= set() if self.shows_aus else AU_REASONS
         return not verdict.kept and not withheld & set(verdict.reasons)
 
 

@@ -52,12 +52,12 @@ ImageLoader = Callable[[int], "Image.Image | None"]  # row number -> its picture
 class BuildSettings(Checked):
     """The options of `vlmface rationale build`, which `vlmface.rationale.cli` documents."""
 
-    data: str
-    output: str
-    root: str | None = None
-    split: str = "train"
+    dataset: str
+    output_dir: str
+    dataset_root: str | None = None
+    dataset_split: str = "train"
     n: Count | None = None
-    option: dict[str, Any] = field(default_factory=dict)
+    dataset_options: dict[str, Any] = field(default_factory=dict)
     label_space: str = "emotion8"
     aus: str | None = None
     au_threshold: Annotated[float, Range(above=0, max=5)] = 1.0
@@ -66,7 +66,7 @@ class BuildSettings(Checked):
     seed: Seed = 0
     endpoint: str | None = None
     model: str | None = None
-    saw_label: bool | None = None
+    show_label: bool | None = None
     prompt: str | None = None
     api_key_env: str | None = None
     concurrency: Count = 8
@@ -77,32 +77,39 @@ class BuildSettings(Checked):
     image_side: Annotated[int, Range(min=16)] = 768
     price_in: NotNegative | None = None
     price_out: NotNegative | None = None
-    samples: Count = 8
+    num_samples: Count = 8
     temperature: Positive = 1.0
     top_p: PositiveShare = 1.0
-    labels: Literal["annotated", "vote"] = "annotated"
+    label_source: Literal["annotated", "vote"] = "annotated"
     min_agreement: Share = 0.5
-    balance: LabelRatio | None = None
+    max_label_ratio: LabelRatio | None = None
     batch_size: Count = 16
     min_precision: PositiveShare = 1.0
     min_recall: PositiveShare = 1.0
     max_words: WordLimit = 150
     duplicates: Literal["report", "reject"] = "report"
-    similarity: PositiveShare = 0.85
-    faces: Natural = 12
+    duplicate_threshold: PositiveShare = 0.85
+    num_page_examples: Natural = 12
     overwrite: bool = False
 
     def check(self) -> None:
         """Raise UserError for options that are not valid."""
-        taken = {"n": "--n", "root": "--root", "split": "--split", "name": "--data"}
-        option_checks.check_options(self.data, self.option, taken=taken, where="option")
+        taken = {
+            "n": "n",
+            "root": "dataset_root",
+            "split": "dataset_split",
+            "name": "dataset",
+        }
+        option_checks.check_options(
+            self.dataset, self.dataset_options, taken=taken, where="dataset_options"
+        )
         if self.style not in rules.STYLES:
             raise UserError(f"unknown style {self.style!r}: use one of {', '.join(rules.STYLES)}")
 
     def unused(self) -> Iterator[Unused]:
         why = f"writer is {self.writer}"
-        model_options = ("endpoint", "model", "saw_label", "prompt")
-        sampling_options = ("samples", "temperature", "top_p", "labels", "min_agreement")
+        model_options = ("endpoint", "model", "show_label", "prompt")
+        sampling_options = ("num_samples", "temperature", "top_p", "label_source", "min_agreement")
         names: dict[str, tuple[str, ...]] = {
             "rules": (
                 *model_options,

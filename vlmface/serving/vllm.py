@@ -125,7 +125,7 @@ def make_plan(runs: Sequence[str], options: ServeOptions) -> ServePlan:
     loaded = {name: manifest.load(run) for name, run in models.items()}
     manifests = {name: run_manifest for name, (run_manifest, _) in loaded.items()}
     images = max(prompt.images for _, prompts in loaded.values() for prompt in prompts)
-    bases = {run_manifest.base["sha"]: name for name, run_manifest in manifests.items()}
+    bases = {run_manifest.base_model["sha"]: name for name, run_manifest in manifests.items()}
     if len(bases) > 1:
         raise UserError(
             f"{' and '.join(bases.values())} were trained on different base models: serve each on "
@@ -137,7 +137,8 @@ def make_plan(runs: Sequence[str], options: ServeOptions) -> ServePlan:
         raise UserError(
             f"{', '.join(merged or models)} cannot be served as an adapter together with other "
             "runs, since vLLM applies adapters to the language model only: serve it on its own "
-            "port, or train with projector: frozen, tower: frozen and train_embeddings: false"
+            "port, or train with projector: frozen, vision_tower: frozen and train_embeddings: "
+            "false"
         )
     name, run = next(iter(models.items()))
     if adapters:
@@ -271,7 +272,7 @@ def _complete_checkpoint(run: Path, run_manifest: Manifest, merge: bool) -> Path
     """The run's weights as one checkpoint: the run itself, or a merged copy in the cache."""
     if not run_manifest.adapter:
         return run.resolve()
-    key = f"{manifest.weights_sha(run)}-{run_manifest.base['sha']}-{manifest.SCHEMA}"
+    key = f"{manifest.weights_sha(run)}-{run_manifest.base_model['sha']}-{manifest.SCHEMA}"
     folder = files.cache_dir() / "merged" / key
     if merge and not folder.exists():
         print(f"merging {run} with its base, since vLLM would ignore a part of the adapter")
@@ -526,7 +527,7 @@ def generate_remote(
     from vlmface.infer.endpoint import attach_images
 
     run_manifest, prompts = manifest.load(run)
-    views, padding = crops.parse_views(run_manifest.crop), padding_colour(run)
+    views, padding = crops.parse_views(run_manifest.views), padding_colour(run)
     request = request_fields(run) | {
         "model": name,
         "temperature": 0,
@@ -536,7 +537,7 @@ def generate_remote(
     }
     generations = []
     for image in images:
-        uris = image_uris(_apply_views(image, views, run_manifest.frames), padding)
+        uris = image_uris(_apply_views(image, views, run_manifest.num_frames), padding)
         body = request | {"messages": attach_images(prompts[0].messages(), uris)}
         reply = httpx2.post(
             f"{plan.url}/chat/completions", json=body, headers=_key_header(), timeout=300

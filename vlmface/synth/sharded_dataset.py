@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmface import schema
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 from vlmface.utils import files, subprocesses
@@ -65,7 +66,8 @@ class RenderedSet:
     def cache_folder(self, seed: int, split: str, size: int, **options: int) -> Path:
         """The folder of a split's shards."""
         how = "-".join([f"{size}px", *(f"{value}{key}" for key, value in sorted(options.items()))])
-        return files.cache_dir() / self.name / f"v{self.version}" / f"seed{seed}" / how / split
+        version = f"v{self.version}-schema{schema.VERSION}"
+        return files.cache_dir() / self.name / version / f"seed{seed}" / how / split
 
     def check_request(self, split: str, n: int, *, seed: int, size: int) -> None:
         """Raise UserError unless `n` rows of the split can be drawn at `size` pixels."""
@@ -98,8 +100,6 @@ class RenderedSet:
         from joblib import Parallel, cpu_count, delayed
         from tqdm import tqdm
 
-        from vlmface.schema import features
-
         size = self.size if size is None else size
         self.check_request(split, n, seed=seed, size=size)
         folder = self.cache_folder(seed, split, size, **options)
@@ -107,11 +107,11 @@ class RenderedSet:
         missing = [(i * self.shard, path) for i, path in enumerate(paths) if not path.exists()]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
-            schema = features().arrow_schema  # made here: `datasets` is slow to import
+            columns = schema.features().arrow_schema  # made here: `datasets` is slow to import
             given = {"seed": seed, "split": split, "size": size, **options}
             make = delayed(_make_shard)
             jobs = (
-                make(path, schema, self.make_row, range(start, start + self.shard), given)
+                make(path, columns, self.make_row, range(start, start + self.shard), given)
                 for start, path in missing
             )
             parallel = Parallel(
@@ -148,8 +148,6 @@ class RenderedSet:
         import pyarrow.parquet as pq
         from datasets import Dataset
 
-        from vlmface.schema import features
-
         if n is None:
             n = self.default_n.get(split, 1)
         tables = []
@@ -160,7 +158,7 @@ class RenderedSet:
                 raise UserError(
                     f"{path} is damaged ({error}): delete it, it will be rendered again"
                 ) from error
-        columns = features().arrow_schema
+        columns = schema.features().arrow_schema
         table = pa.concat_tables([_with_columns(table, columns) for table in tables])
         return Dataset(table.slice(0, n))
 
@@ -181,13 +179,13 @@ def _with_columns(table: pa.Table, columns: pa.Schema) -> pa.Table:
 
 
 def _make_shard(
-    path: Path, schema: Any, make_row: Callable[..., dict[str, Any]], indices: range, how: Any
+    path: Path, columns: Any, make_row: Callable[..., dict[str, Any]], indices: range, how: Any
 ) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [make_row(index=index, **how) for index in indices]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=columns), buffer, compression="zstd")
     files.atomic_write(path, buffer.getvalue())
     return len(rows)

@@ -99,7 +99,7 @@ def _tokens(settings: SFTSettings) -> int | None:
 
 def processor_of(settings: SFTSettings) -> Any | None:
     """The base's processor, None if its folder has no processor."""
-    path = manifest.resolve(settings.base)
+    path = manifest.resolve(settings.base_model)
     if not (path / "tokenizer_config.json").is_file():
         return None
     family = families.get(families.family_of(path))
@@ -116,8 +116,8 @@ def parameters(model: Any, family: Family) -> dict[str, dict[str, list[int]]]:
         family: Its family.
 
     Returns:
-        {part: {type of module: [trained weights, all weights]}}; parts are tower, projector, llm
-        and embeddings (with the head).
+        {part: {type of module: [trained weights, all weights]}}; parts are
+        vision_tower, projector, language_model and embeddings (with the head).
     """
     counts: dict[str, dict[str, list[int]]] = {}
     for name, parameter in model.named_parameters():
@@ -260,8 +260,8 @@ def _assumed(
         side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
         if family.NEEDS_SIZE or not isinstance(side, int) or not isinstance(patch, int):
             raise UserError(
-                f"config.json of {settings.base} does not contain the size of its images: put the "
-                "processor's files next to it"
+                f"config.json of {settings.base_model} does not contain the size of its images: "
+                "put the processor's files next to it"
             )
         image = [config.image_token_id] * (side // patch) ** 2
         image_fields = {}
@@ -352,7 +352,7 @@ def estimate(
         simulate_memory.step_bytes,
         family=family,
         batch=batch,
-        cached=settings.cache_features and settings.tower == "frozen" and processes == 1,
+        cached=settings.cache_features and settings.vision_tower == "frozen" and processes == 1,
         accumulate=settings.gradient_accumulation > 1,
     )
     trained = _bytes(model, train=True)
@@ -368,9 +368,11 @@ def estimate(
             half = build(config, family, settings, torch.bfloat16)
             peak = step(half, checkpointing=checkpointing, mixed=False)
             activations = max(0, peak - _bytes(half, train=True))
-        quantized_weights = weights if settings.quantize else None
+        quantized_weights = weights if settings.quantization else None
         training |= _zero_memory(model, activations, processes, quantized_weights)
-    frozen = dataclasses.replace(settings, tower="frozen", projector="frozen", llm="frozen")
+    frozen = dataclasses.replace(
+        settings, vision_tower="frozen", projector="frozen", language_model="frozen"
+    )
     evaluated = build(config, family, frozen, torch.bfloat16 if gpu else torch.float32)
     cache, prefill = simulate_memory.evaluation_bytes(
         evaluated, rows.prompts(settings.eval_batch_size), settings.max_new_tokens
@@ -403,14 +405,14 @@ def _zero_memory(
 
 def _weights(model: Any, family: Family, settings: SFTSettings) -> float:
     """Bytes of the weights, with the language model's linear layers in 4 bits if quantised."""
-    if not settings.quantize:
+    if not settings.quantization:
         return _bytes(model)
     total = 0.0
     for name, p in model.named_parameters():
         packed = (
             p.ndim == 2
             and not p.requires_grad
-            and modules.part_of(name, family.MODULE_PATHS) == "llm"
+            and modules.part_of(name, family.MODULE_PATHS) == "language_model"
             and not re.search(r"\b(embed_tokens|lm_head)\b", name)
         )
         total += p.numel() * (_NF4 if packed else p.element_size())
@@ -434,11 +436,13 @@ def suggest_changes(settings: SFTSettings) -> Iterator[tuple[str, SFTSettings]]:
         )
         yield f"batch_size: {size}, gradient_accumulation: {accumulation}", settings
     if not settings.uses_lora:
-        settings = dataclasses.replace(settings, tower="frozen", projector="full", llm="lora")
-        yield "tower: frozen, projector: full, llm: lora", settings
-    if settings.quantize is None and settings.llm == "lora":
-        settings = dataclasses.replace(settings, quantize="nf4")
-        yield "quantize: nf4", settings
+        settings = dataclasses.replace(
+            settings, vision_tower="frozen", projector="full", language_model="lora"
+        )
+        yield "vision_tower: frozen, projector: full, language_model: lora", settings
+    if settings.quantization is None and settings.language_model == "lora":
+        settings = dataclasses.replace(settings, quantization="nf4")
+        yield "quantization: nf4", settings
 
 
 def measure(settings: SFTSettings, processor: Any, family: Family, count: int = 4) -> float:
@@ -475,7 +479,7 @@ def measure(settings: SFTSettings, processor: Any, family: Family, count: int = 
             num_processes=None,
             report_to="none",
         )
-        sft.train(manifest.resolve(settings.base), processor, family, rows, trial)
+        sft.train(manifest.resolve(settings.base_model), processor, family, rows, trial)
         at = [line["elapsed_s"] for line in read_log(Path(folder))]
     return statistics.median(b - a for a, b in itertools.pairwise(at))
 
@@ -519,7 +523,7 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
     """
     gpu_memory = None if gpu is None else gpu_bytes(gpu)
     settings = settings_from(config, words)
-    base = base_config(settings.base)
+    base = base_config(settings.base_model)
     family = families.get(families.family_of(base))
     processor = processor_of(settings)
     rows = rows_of(settings, family, base, processor)
@@ -540,7 +544,9 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
         print("steps: unknown without the data (set n_train for an estimate)")
     if measuring:
         if processor is None:
-            raise UserError(f"--measure takes real steps, but {settings.base} has no processor")
+            raise UserError(
+                f"--measure takes real steps, but {settings.base_model} has no processor"
+            )
         seconds = measure(settings, processor, family)
         hours = f", {seconds * total / 3600:.1f} h for all" if total else ""
         print(f"measured here: {seconds:.2f} s a step{hours}")

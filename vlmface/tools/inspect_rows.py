@@ -123,7 +123,7 @@ def inspect_command(config: str, words: Sequence[str], n: int, colour: bool) -> 
     from vlmface.tools import estimate_memory
 
     settings = settings_from(config, words)
-    base = manifest.resolve(settings.base)
+    base = manifest.resolve(settings.base_model)
     family = families.get(families.family_of(base))
     processor = family.load_processor(base)
     colour = colour or sys.stdout.isatty()
@@ -132,11 +132,14 @@ def inspect_command(config: str, words: Sequence[str], n: int, colour: bool) -> 
         prompt = "texts without images" if task.prompt is None else f"prompt {task.prompt.id}"
         sha = "" if task.prompt is None else f" {task.prompt.sha}"
         data = (
-            settings.text_data
+            settings.text_only_data
             if task.prompt is None
-            else f"{settings.data} ({settings.data_split})"
+            else f"{settings.dataset} ({settings.dataset_split})"
         )
-        print(f"\n{prompt}{sha}, base {settings.base}, data {data}; the loss sees what is {learnt}")
+        print(
+            f"\n{prompt}{sha}, base {settings.base_model}, data {data}; the loss sees what is "
+            f"{learnt}"
+        )
         for i in range(min(n, len(task.rows))):
             print(f"\n{show_row(processor, task.rows[i], colour=colour)}")
         print(f"\n{show_lengths(task, settings.max_length)}")
@@ -144,7 +147,7 @@ def inspect_command(config: str, words: Sequence[str], n: int, colour: bool) -> 
         "\nweights that train (" + ", ".join(f"{k}: {v}" for k, v in settings.policy.items()) + ")"
     )
     model = estimate_memory.build(
-        estimate_memory.base_config(settings.base), family, settings, torch.float32
+        estimate_memory.base_config(settings.base_model), family, settings, torch.float32
     )
     print(show_parameters(estimate_memory.parameters(model, family)))
     return 0

@@ -104,7 +104,7 @@ def _merge(run: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
     model = families.load_model(family, base, dtype=torch.float32)
     inputs = _conversations(processor, family, prompts)
     base_logits = _logits(model, inputs)
-    rounding.check_finite(base_logits, f"the base {run_manifest.base['id']}")
+    rounding.check_finite(base_logits, f"the base {run_manifest.base_model['id']}")
     model = _with_adapter(model, run)
     adapted = _logits(model, inputs)
     rounding.check_finite(adapted, f"{run} on its base")
@@ -141,7 +141,7 @@ def _merge(run: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
                 "check": check,
                 "hashes": _hashes(folder),
                 "adapter_sha": run_manifest.weights[adapter.WEIGHTS],
-                "quantize": run_manifest.quantize,
+                "quantization": run_manifest.quantization,
             },
         )
         atomic_write(folder / "README.md", card)
@@ -161,7 +161,7 @@ def _unquantized_base(run_manifest: Manifest, run: Path) -> Path:
     base = manifest.resolve_base(run_manifest, run)
     if config := json.loads((base / "config.json").read_text()).get("quantization_config"):
         raise UserError(
-            f"the base {run_manifest.base['id']} is stored quantised "
+            f"the base {run_manifest.base_model['id']} is stored quantised "
             f"({config.get('quant_method')}), and a sum with its rounded weights would not be the "
             "trained model: train on the original"
         )
@@ -244,9 +244,9 @@ def _add_run_files(
     dataclasses.replace(
         run_manifest,
         adapter=False,
-        quantize=None,  # applied to training only
-        base={**run_manifest.base, "id": _public(run_manifest.base["id"])},
-        data=_public(run_manifest.data),
+        quantization=None,  # applied to training only
+        base_model={**run_manifest.base_model, "id": _public(run_manifest.base_model["id"])},
+        dataset=_public(run_manifest.dataset),
         processor=manifest.processor_shas(folder),
         weights=manifest.weights_shas(folder),
     ).save(folder)

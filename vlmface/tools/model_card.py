@@ -48,14 +48,14 @@ def render(subject: Subject, *, repo: str, license: str | None, values: Mapping[
         subject: What the card describes.
         repo: The hub id for the examples.
         license: The licence id; by default what base and data allow.
-        values: "check", "hashes", "adapter_sha" and "quantize" of the merge.
+        values: "check", "hashes", "adapter_sha" and "quantization" of the merge.
     """
     run_manifest, scores = subject.manifest, subject.scores
     after, before = scores.get("after", scores), scores.get("before", {})
     results = _results(after, before)
     source = _source(run_manifest)
     licence_id, terms = _licence(subject.base, source, license)
-    base_id = run_manifest.base["id"]
+    base_id = run_manifest.base_model["id"]
     hub_id = base_id if base_id.count("/") == 1 else None
     metadata = _metadata(run_manifest, licence_id, hub_id, repo, after, results)
     return html.render(
@@ -82,7 +82,7 @@ def render(subject: Subject, *, repo: str, license: str | None, values: Mapping[
         has_before=bool(before),
         results=results,
         data=source,
-        policy=_training_sentence(run_manifest.trainable, values["quantize"]),
+        policy=_training_sentence(run_manifest.trainable, values["quantization"]),
         licence=terms,
         check=values["check"],
         hashes=values["hashes"],
@@ -127,12 +127,18 @@ def read_scores(run: Path) -> dict[str, Any]:
     return dict(scores)
 
 
-def _training_sentence(trainable: Mapping[str, str], quantize: str | None) -> str:
-    names = {"tower": "vision tower", "projector": "projector", "llm": "language model"}
+def _training_sentence(trainable: Mapping[str, str], quantization: str | None) -> str:
+    names = {
+        "vision_tower": "vision tower",
+        "projector": "projector",
+        "language_model": "language model",
+    }
     words = {"frozen": "frozen", "lora": "adapted with LoRA", "full": "fully trained"}
     text = ", ".join(f"{names[part]} {words[mode]}" for part, mode in trainable.items())
-    if quantize:
-        text += f"; the base was quantised to {quantize} in training, and the original is merged"
+    if quantization:
+        text += (
+            f"; the base was quantised to {quantization} in training, and the original is merged"
+        )
     return text[:1].upper() + text[1:]
 
 
@@ -198,7 +204,7 @@ def _metadata(
             *(["facial-action-units"] if run_manifest.au_set else []),
             "merged-lora",
         ],
-        datasets=[run_manifest.data["name"]],
+        datasets=[run_manifest.dataset["name"]],
         metrics=sorted({row["type"] for row in results}) or None,
         model_name=repo.rpartition("/")[2],
         eval_results=[
@@ -221,7 +227,7 @@ def _source(run_manifest: Manifest) -> dict[str, Any]:
     """The training data: title, home, licence; `own`: whether vlmface rendered it."""
     from vlmface import data
 
-    name = run_manifest.data["name"]
+    name = run_manifest.dataset["name"]
     if not data.is_built_in(name):  # a run may come from a stranger, who must not name code
         return {
             "title": f"`{name}`",

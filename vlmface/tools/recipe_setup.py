@@ -47,7 +47,9 @@ def show_parameters(parts: dict[str, dict[str, list[int]]]) -> str:
     """The table of `estimate_memory.parameters`."""
     lines = [f"  {'part':11}{'module':26}{'trained':>15}{'weights':>17}"]
     total = [0, 0]
-    for part in sorted(parts, key=("tower", "projector", "llm", "embeddings").index):
+    for part in sorted(
+        parts, key=("vision_tower", "projector", "language_model", "embeddings").index
+    ):
         kinds = parts[part]
         sums = [sum(entry[i] for entry in kinds.values()) for i in (0, 1)]
         total = [a + b for a, b in zip(total, sums, strict=True)]

@@ -30,14 +30,14 @@ def saved_when_logged(settings: Any) -> None:
         )
 
 
-def data_options(settings: Any, n: str = "n_train") -> None:
-    """Refuse `data_options` that the data set does not have, or of another type; `n` is the field
-    that says how many rows. Raises UserError."""
+def dataset_options(settings: Any, n: str = "n_train") -> None:
+    """Refuse `dataset_options` that the data set does not have, or of another type; `n` is the
+    field that says how many rows. Raises UserError."""
     from vlmface.data import option_checks
 
-    taken = {"n": n, "root": "data_root", "split": "data_split", "name": "data"}
+    taken = {"n": n, "root": "dataset_root", "split": "dataset_split", "name": "dataset"}
     option_checks.check_options(
-        settings.data, settings.data_options, taken=taken, where="data_options"
+        settings.dataset, settings.dataset_options, taken=taken, where="dataset_options"
     )
 
 
@@ -50,8 +50,8 @@ def unused_roots(settings: Any) -> Iterator[Unused]:
         why = f"benchmark {benchmark.id} is on rendered pictures"
         yield Unused("benchmark_root", why, ("benchmark",))
     own_root = benchmark.needs_root and settings.benchmark_root is None
-    if not own_root and not reads_root(settings.data):
-        yield Unused("data_root", f"{settings.data} is not read from a folder", ("data",))
+    if not own_root and not reads_root(settings.dataset):
+        yield Unused("dataset_root", f"{settings.dataset} is not read from a folder", ("dataset",))
 
 
 def reads_root(name: str) -> bool:
@@ -70,28 +70,28 @@ def rationale_source(settings: Any, prompts: Sequence[Prompt]) -> None:
     from vlmface import data
 
     asked = [prompt.id for prompt in prompts if prompt.reasons]
-    if not asked or not data.is_dataset_file(settings.data):
+    if not asked or not data.is_dataset_file(settings.dataset):
         return
     rows = data.read(
-        settings.data, settings.data_root, settings.data_split, **settings.data_options
+        settings.dataset, settings.dataset_root, settings.dataset_split, **settings.dataset_options
     )
     if not any(value is not None for name in ("rationale", "aus") for value in column(rows, name)):
         raise UserError(
-            f"prompt {asked[0]} asks for a text that explains the label, and {settings.data} has "
-            "neither texts nor action units to learn it from: train with --prompt label"
+            f"prompt {asked[0]} explains the label by action units or a text, and "
+            f"{settings.dataset} has none of them: train with --prompt label"
         )
 
 
 def unused_warmup(settings: Any) -> Iterator[Unused]:
     """A warm-up under a schedule that has none."""
-    if settings.schedule not in WITH_WARMUP:
-        why = f"schedule {settings.schedule} has no warm-up, cosine and linear have"
-        yield Unused("warmup_steps", why, ("schedule",))
+    if settings.lr_scheduler not in WITH_WARMUP:
+        why = f"lr_scheduler {settings.lr_scheduler} has no warm-up, cosine and linear have"
+        yield Unused("warmup_steps", why, ("lr_scheduler",))
 
 
 def warmup(settings: Any, steps: int) -> None:
     """Refuse a warm-up that would not end within the run's `steps`. Raises UserError."""
-    if settings.schedule in WITH_WARMUP and settings.warmup_steps > steps:
+    if settings.lr_scheduler in WITH_WARMUP and settings.warmup_steps > steps:
         raise UserError(
             f"warmup_steps is {settings.warmup_steps}, but the run has {steps} step(s): lower it, "
             "or give the share of all steps, such as 0.04"
@@ -162,7 +162,7 @@ def _tracker(name: str) -> None:
 def check_policy(settings: Any, family: Family) -> None:
     """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
     if settings.uses_lora:
-        family.lora_targets(settings.policy, settings.lora_modules)
+        family.lora_targets(settings.policy, settings.lora_target_modules)
         modules.full_modules(family.MODULE_PATHS, settings.policy)
 
 
@@ -184,16 +184,17 @@ def check_supported(settings: Any, gpu: bool) -> None:
         raise UserError("liger is true, but its kernels run on GPUs only: set liger: false")
     if settings.liger and importlib.util.find_spec("liger_kernel") is None:
         raise UserError("liger is true, but its kernels are missing: pip install 'vlmface[liger]'")
-    if settings.quantize is None:
+    if settings.quantization is None:
         return
-    if settings.llm != "lora":
+    if settings.language_model != "lora":
         raise UserError(
-            f"quantize is {settings.quantize}, but llm is {settings.llm}: weights of 4 bits are "
-            "constants, so set llm: lora, or quantize: null"
+            f"quantization is {settings.quantization}, but language_model is "
+            f"{settings.language_model}: weights of 4 bits are constants, so set language_model: "
+            "lora, or quantization: null"
         )
     if stage == "3" or sharding() == "FSDP":
         raise UserError(
-            f"quantize is {settings.quantize}, but the launch asks for "
+            f"quantization is {settings.quantization}, but the launch asks for "
             f"{'ZeRO-3' if stage else 'FSDP'}, which would cut the packed weights into pieces: use "
             "ddp.yaml or zero2.yaml, where every process holds the small base whole"
         )

@@ -70,7 +70,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         judge: Judge,
         stops: Sequence[int],
         top_p: float,
-        max_drift: float,
+        max_logprob_drift: float,
         keep_features: bool,
         server: VLLMRolloutServer | None = None,
         **kwargs: Any,
@@ -84,7 +84,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.judge = judge
         self.stops = list(stops)
         self.rollout_top_p = top_p
-        self.max_drift = max_drift
+        self.max_logprob_drift = max_logprob_drift
         self.limit: int = self.max_completion_length or 1
         self.group: int = self.num_generations or 1
         self.server = server  # samples the completions, if not this process
@@ -361,12 +361,12 @@ class GroupTrainer(Resumable, GRPOTrainer):
         mask = entry["completion_mask"].bool()
         drift = (log_probs - entry["rollout_logps"])[mask].abs().mean().item()
         self._metrics["train"]["rollout_drift"].append(drift)
-        if not drift <= self.max_drift:
+        if not drift <= self.max_logprob_drift:
             raise UserError(
                 f"the trainer's log-probabilities differ from the rollout's by {drift:.4f} a token "
-                f"on average (max_drift {self.max_drift}): the sampling model is not the one "
-                "that is trained. Set lora_dropout to 0, look for a precision that differs, or "
-                "raise max_drift"
+                f"on average (max_logprob_drift {self.max_logprob_drift}): the sampling model is "
+                "not the one that is trained. Set lora_dropout to 0, look for a precision that "
+                "differs, or raise max_logprob_drift"
             )
 
     # --- metrics ----------------------------------------------------------------------------------

@@ -52,54 +52,54 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
     """One run of recipes/grpo.py.
 
     Args:
-        start: a run folder, or a base model with a prompt
+        init_from: a run folder, or a base model with a prompt
         prompt: a prompt of the run; null: its first
         rewards: {name: weight} or {name: {weight: 1, option: ...}}, see docs/rewards.md
-        label_power: 1: every label weighs the same in all; 0: every row does
-        group_size: completions of one row, which are compared with each other
+        label_weight_power: 1: every label weighs the same in all; 0: every row does
+        num_generations: completions of one row, which are compared with each other
         temperature: of the completions
         top_p: of the completions
         max_new_tokens: tokens of a completion
         max_length: tokens of images, prompt and completion; null: as in the run
-        max_drift: stop if trainer and rollout differ more in log-probability, per token
-        vllm: URL of a vLLM server that generates instead of this process; null: none
+        max_logprob_drift: stop if trainer and rollout differ more in log-probability, per token
+        vllm_url: URL of a vLLM server that generates instead of this process; null: none
         cache_features: frozen tower: compute its output once per image
         beta: weight of the KL divergence from the model that training starts from
         loss_type: as in TRL
         scale_rewards: what advantages are divided by
-        iterations: updates from one set of completions
-        clip_low: lower bound of the probability ratio, with several iterations
-        clip_high: upper bound of the probability ratio, with several iterations
+        num_iterations: updates from one set of completions
+        epsilon_low: lower bound of the probability ratio, with several iterations
+        epsilon_high: upper bound of the probability ratio, with several iterations
         max_steps: optimizer steps of the run
-        samples_every: steps between two pages of completions and rewards, samples.html
+        completions_every: steps between two pages of completions and rewards, samples.html
     """
 
-    start: str
+    init_from: str
     prompt: str | None = None
     rewards: dict[str, Any]
-    label_power: NotNegative = 0.0
+    label_weight_power: NotNegative = 0.0
     projector: Policy = "frozen"
-    group_size: Annotated[int, Range(min=2)] = 8
+    num_generations: Annotated[int, Range(min=2)] = 8
     temperature: Positive = 1.0
     top_p: PositiveShare = 1.0
     max_new_tokens: Count = 256
     max_length: Count | None = None
-    max_drift: Positive = 0.05
-    vllm: str | None = None
+    max_logprob_drift: Positive = 0.05
+    vllm_url: str | None = None
     cache_features: bool = True
     beta: NotNegative = 0.0
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    iterations: Count = 1
-    clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
-    clip_high: Positive = 0.2
+    num_iterations: Count = 1
+    epsilon_low: Annotated[float, Range(above=0, below=1)] = 0.2
+    epsilon_high: Positive = 0.2
     batch_size: Count = 4
     max_steps: Count = 100
     learning_rate: Positive = 1e-5
-    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "constant"
     logging_steps: Count = 1
     save_steps: Count = 20
-    samples_every: Count = 20
+    completions_every: Count = 20
 
     @property
     def lora(self) -> Lora:
@@ -108,19 +108,20 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
             policy=self.policy,
             rank=self.lora_rank,
             alpha=self.lora_alpha,
-            modules=self.lora_modules,
+            modules=self.lora_target_modules,
         )
 
     def check(self) -> None:
         """Refuse settings that cannot work together. Raises UserError."""
-        checks.data_options(self)
+        checks.dataset_options(self)
         checks.warmup(self, self.max_steps)
         rewards.parse(self.rewards)
         self.check_policy()
-        if self.top_p < 1 and self.iterations > 1:
+        if self.top_p < 1 and self.num_iterations > 1:
             raise UserError(
-                f"top_p {self.top_p} with iterations {self.iterations}: later updates compare "
-                "with the whole distribution, not with what top_p left of it. Set one of them to 1"
+                f"top_p {self.top_p} with num_iterations {self.num_iterations}: later updates "
+                "compare with the whole distribution, not with what top_p left of it. Set one of "
+                "them to 1"
             )
         if self.max_length is not None and self.max_new_tokens >= self.max_length:
             raise UserError(
@@ -128,10 +129,10 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
                 "room is left for a prompt"
             )
         checks.saved_when_logged(self)
-        if self.save_steps % self.iterations:
+        if self.save_steps % self.num_iterations:
             raise UserError(
-                f"save_steps is {self.save_steps}, but must be a multiple of iterations "
-                f"({self.iterations}): a resumed run would differ"
+                f"save_steps is {self.save_steps}, but must be a multiple of num_iterations "
+                f"({self.num_iterations}): a resumed run would differ"
             )
 
     def unused(self) -> Iterator[Unused]:
@@ -141,11 +142,11 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
         yield from self.unused_lora()
         if self.scale_rewards == "group":
             why = "scale_rewards is group, which divides it out again; batch and none do not"
-            yield Unused("label_power", why, ("scale_rewards",))
-        if self.iterations == 1:
-            why = "with iterations 1 the policy that is trained is the one that answered"
-            yield Unused("clip_low", why, ("iterations",))
-            yield Unused("clip_high", why, ("iterations",))
+            yield Unused("label_weight_power", why, ("scale_rewards",))
+        if self.num_iterations == 1:
+            why = "with num_iterations 1 the policy that is trained is the one that answered"
+            yield Unused("epsilon_low", why, ("num_iterations",))
+            yield Unused("epsilon_high", why, ("num_iterations",))
 
 
 # --- where it starts ------------------------------------------------------------------------------
@@ -163,8 +164,8 @@ class Start:
     prompt: prompts.Prompt
     policy: dict[str, str]
     max_length: int
-    crop: dict[str, Any] | list[dict[str, Any]] | None
-    frames: int
+    views: list[dict[str, Any]] | None
+    num_frames: int
     run: Path | None
 
 
@@ -174,10 +175,10 @@ def start_of(settings: Settings) -> Start:
     Raises:
         UserError: It is neither, or it was not trained with the prompt.
     """
-    if not manifest.is_run(settings.start):
+    if not manifest.is_run(settings.init_from):
         return _start_of_base(settings)
-    trained, trained_prompts = manifest.load(settings.start)
-    run = Path(settings.start)
+    trained, trained_prompts = manifest.load(settings.init_from)
+    run = Path(settings.init_from)
     manifest.check_weights(trained, run)
     by_id = {prompt.id: prompt for prompt in trained_prompts}
     if settings.prompt is not None and settings.prompt not in by_id:
@@ -188,14 +189,14 @@ def start_of(settings: Settings) -> Start:
     family = families.of_run(trained.family, base)
     return Start(
         base=base,
-        base_id=trained.base["id"] if trained.adapter else settings.start,
+        base_id=trained.base_model["id"] if trained.adapter else settings.init_from,
         family=family,
         processor=families.load_processor(family, run),
         prompt=by_id[settings.prompt] if settings.prompt else trained_prompts[0],
         policy=trained.trainable if trained.adapter else settings.policy,
         max_length=settings.max_length or trained.max_length,
-        crop=trained.crop,
-        frames=trained.frames,
+        views=trained.views,
+        num_frames=trained.num_frames,
         run=run if trained.adapter else None,
     )
 
@@ -204,21 +205,21 @@ def _start_of_base(settings: Settings) -> Start:
     """The start of a run from a base model. Raises UserError without a prompt."""
     if settings.prompt is None:
         raise UserError(
-            f"{settings.start} is not a vlmface run: give the folder of one (recipes/sft_cot.py "
-            "makes it), or say which prompt the model is asked"
+            f"{settings.init_from} is not a vlmface run: give the folder of one "
+            "(recipes/sft_cot.py makes it), or say which prompt the model is asked"
         )
-    base = manifest.resolve(settings.start)
+    base = manifest.resolve(settings.init_from)
     family = families.get(families.family_of(base))
     return Start(
         base=base,
-        base_id=settings.start,
+        base_id=settings.init_from,
         family=family,
         processor=family.load_processor(base),
         prompt=prompts.load(settings.prompt),
         policy=settings.policy,
         max_length=settings.max_length or 1024,
-        crop=None,
-        frames=1,
+        views=None,
+        num_frames=1,
         run=None,
     )
 
@@ -310,20 +311,26 @@ def check_start(settings: Settings, start: Start) -> None:
     if start.run is not None:
         _check_adapter(settings, start)
     elif "lora" in start.policy.values():
-        start.family.lora_targets(start.policy, settings.lora_modules)
+        start.family.lora_targets(start.policy, settings.lora_target_modules)
         modules.full_modules(start.family.MODULE_PATHS, start.policy)
     trained = {part: how for part, how in start.policy.items() if how != "frozen"}
-    if settings.vllm is not None and trained != {"llm": "lora"}:
+    if settings.vllm_url is not None and trained != {"language_model": "lora"}:
         raise UserError(
-            "vllm: a server is given the LoRA of the language model and nothing else, but this run "
-            f"trains {', '.join(f'{part}: {how}' for part, how in trained.items())}: set "
-            "vllm: null, or start from a run with llm: lora and the other parts frozen"
+            "vllm_url: a server is given the LoRA of the language model and nothing else, but this "
+            f"run trains {', '.join(f'{part}: {how}' for part, how in trained.items())}: set "
+            "vllm_url: null, or start from a run with language_model: lora and the other parts "
+            "frozen"
         )
 
 
 def _check_adapter(settings: Settings, start: Start) -> None:
     """Refuse settings of an adapter where that of `start.run` is trained further."""
-    of_adapter = {**start.policy, "lora_rank": None, "lora_alpha": None, "lora_modules": None}
+    of_adapter = {
+        **start.policy,
+        "lora_rank": None,
+        "lora_alpha": None,
+        "lora_target_modules": None,
+    }
     for name, adapter_value in of_adapter.items():
         field = Settings.__dataclass_fields__[name]
         default = field.default if field.default is not MISSING else ["all"]
@@ -372,7 +379,7 @@ def train(
     arguments = _arguments(settings, used)
     model = _model(start, settings, mixed)
     set_seed(settings.seed)
-    judge = rewards.Judge(used, samples, start.prompt, settings.label_power)
+    judge = rewards.Judge(used, samples, start.prompt, settings.label_weight_power)
     trainer = _trainer(settings, arguments, model, start, rows, judge)
     distributed.check_sharding(trainer)
     trained: Any = trainer.model
@@ -403,17 +410,17 @@ def _arguments(settings: Settings, used: Sequence[rewards.WeightedReward]) -> GR
     return GRPOConfig(
         **sft.shared_arguments(settings),
         max_steps=settings.max_steps,
-        num_generations=settings.group_size,
-        per_device_train_batch_size=settings.batch_size * settings.group_size,
+        num_generations=settings.num_generations,
+        per_device_train_batch_size=settings.batch_size * settings.num_generations,
         steps_per_generation=settings.gradient_accumulation,
-        num_iterations=settings.iterations,
+        num_iterations=settings.num_iterations,
         max_completion_length=settings.max_new_tokens,
         temperature=settings.temperature,
         beta=settings.beta,
         loss_type=settings.loss_type,
         scale_rewards=settings.scale_rewards,
-        epsilon=settings.clip_low,
-        epsilon_high=settings.clip_high,
+        epsilon=settings.epsilon_low,
+        epsilon_high=settings.epsilon_high,
         reward_weights=[reward.weight for reward in used],
         gradient_checkpointing_kwargs={"use_reentrant": False},
         disable_dropout=True,  # the policy that answers is the one that is trained
@@ -436,7 +443,7 @@ def _trainer(
     from vlmface.train.trainer import JsonlLogger, all_tower_features
 
     run_dir = Path(settings.output_dir)
-    frozen_tower = start.policy["tower"] == "frozen" and not distributed.sharding()
+    frozen_tower = start.policy["vision_tower"] == "frozen" and not distributed.sharding()
     # The conversation is read from `rows`; TRL needs some prompt for each.
     conversation = [{"role": "user", "content": start.prompt.id}]
     trainer = GroupTrainer(
@@ -454,11 +461,11 @@ def _trainer(
         judge=judge,
         stops=start.family.stop_token_ids(start.processor),
         top_p=settings.top_p,
-        max_drift=settings.max_drift,
+        max_logprob_drift=settings.max_logprob_drift,
         keep_features=frozen_tower,
         server=_server(start, settings),
     )
-    trainer.add_callback(CompletionLogger(run_dir, trainer, settings.samples_every))
+    trainer.add_callback(CompletionLogger(run_dir, trainer, settings.completions_every))
     if frozen_tower and settings.cache_features and arguments.world_size == 1:
         with trainer.accelerator.autocast():
             trainer.features = all_tower_features(
@@ -486,7 +493,7 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
 
 def _server(start: Start, settings: Settings) -> Any:
     """The vLLM server that answers, or None: this process does."""
-    if settings.vllm is None:
+    if settings.vllm_url is None:
         return None
     from vlmface.infer.remote import NEUTRAL_SAMPLING
     from vlmface.train.vllm_rollout import VLLMRolloutServer
@@ -505,7 +512,7 @@ def _server(start: Start, settings: Settings) -> Any:
         start.processor, max_length=start.max_length, policy=start.policy
     )
     return VLLMRolloutServer(
-        settings.vllm,
+        settings.vllm_url,
         start.prompt,
         Path(settings.output_dir) / "rollout",
         sampling | flags["extra_body"],
@@ -531,9 +538,9 @@ def write_manifest(
         processor=start.processor,
         prompts=[start.prompt],
         policy=start.policy,
-        crop=start.crop,
-        frames=start.frames,
+        views=start.views,
+        num_frames=start.num_frames,
         max_length=start.max_length,
     )
-    training = {**data, "start": settings.start, "rewards": settings.rewards}
+    training = {**data, "init_from": settings.init_from, "rewards": settings.rewards}
     sft.write_manifest("grpo", settings, model, au_set, training)

@@ -195,7 +195,7 @@ def consistency(answer: Answer, sample: FaceSample, space: LabelSpace) -> float 
 
 
 @_built_in()
-def wording(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
+def au_description(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
     """Minus the share of the AUs mentioned whose words describe another movement, as in "the lips
     are parted (AU2)"; in [-1, 0]. The other rewards read numbers alone, and would pay for that."""
     wrong = len(contradictions(answer.rationale))
@@ -203,7 +203,9 @@ def wording(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
 
 
 @_built_in()
-def brevity(answer: Answer, sample: FaceSample, space: LabelSpace, *, words: Count = 120) -> float:
+def length_penalty(
+    answer: Answer, sample: FaceSample, space: LabelSpace, *, words: Count = 120
+) -> float:
     """0 for a rationale of up to `words` words, falling to -1 at twice as many."""
     return 0.0 - min(1.0, max(0.0, len(answer.rationale.split()) / words - 1))
 
@@ -334,8 +336,8 @@ def label_weights(
     if space.several:
         if power:
             raise UserError(
-                f"label_power is {power}, but a face may have several labels of {space.id}: set it "
-                "to 0"
+                f"label_weight_power is {power}, but a face may have several labels of {space.id}: "
+                "set it to 0"
             )
         return {}
     counts = Counter(label for s in samples if (label := s.label(space)) is not None)
@@ -355,12 +357,12 @@ class Judge:
         rewards: Sequence[WeightedReward],
         samples: Sequence[FaceSample],
         prompt: Prompt,
-        label_power: float = 0.0,
+        label_weight_power: float = 0.0,
     ) -> None:
         self.rewards = list(rewards)
         self.samples = samples
         self.prompt = prompt
-        self.weights = label_weights(samples, prompt.space, label_power)
+        self.weights = label_weights(samples, prompt.space, label_weight_power)
 
     def functions(self) -> list[Callable[..., list[float | None]]]:
         """One function for each reward, named after it, with TRL's signature; the faces are those

@@ -96,7 +96,7 @@ def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
             body = rules.describe(aus, seed=own)
         else:
             body = rules.write(aus, sample.emotion, seed=own, body_only=True)
-        sample.rationale, sample.rationale_source, sample.saw_label = body, "rules", True
+        sample.rationale, sample.rationale_source, sample.rationale_saw_label = body, "rules", True
     try:
         return prompt.target(sample)
     except UserError as error:

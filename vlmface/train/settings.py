@@ -61,14 +61,14 @@ class EvaluationSettings(Checked):
     """How the model is measured before and after training, and described.
 
     Args:
-        limits: limitations, for the model card and the reports; null: a neutral sentence
+        limitations: limitations, for the model card and the reports; null: a neutral sentence
         benchmark: name in eval/benchmarks, or a YAML file
-        benchmark_root: folder of the benchmark's data set; null: data_root
+        benchmark_root: folder of the benchmark's data set; null: dataset_root
         n_eval: rows to evaluate on; null: as the benchmark says
         eval_batch_size: rows per batch of the evaluation
     """
 
-    limits: Annotated[str | None, Describes("data")] = None
+    limitations: Annotated[str | None, Describes("dataset")] = None
     benchmark: str
     benchmark_root: str | None = None
     n_eval: Count | None = None
@@ -83,7 +83,7 @@ class OptimizerSettings(Checked):
         batch_size: rows per process and micro-step
         gradient_accumulation: micro-steps per optimizer step
         learning_rate: peak learning rate; LoRA takes about ten times the rate of full training
-        schedule: of the learning rate after the warm-up
+        lr_scheduler: of the learning rate after the warm-up
         warmup_steps: share of all steps below 1, or number of steps
         weight_decay: of AdamW
         max_grad_norm: gradients are clipped to this norm; 0: they are not
@@ -93,7 +93,7 @@ class OptimizerSettings(Checked):
     batch_size: Count = 16
     gradient_accumulation: Count = 1
     learning_rate: Positive = 1e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: Warmup = 0
     weight_decay: NotNegative = 0.0
     max_grad_norm: NotNegative = 1.0
@@ -105,17 +105,17 @@ class DatasetSettings(Checked):
     """The rows that a recipe trains on.
 
     Args:
-        data: name of a data set, or the YAML file of one or of a mixture
-        data_root: folder of the data set as its owners distribute it; null: it is rendered
-        data_split: split to train on
-        data_options: options of the data set, such as {seed: 1}
+        dataset: name of a data set, or the YAML file of one or of a mixture
+        dataset_root: folder of the data set as its owners distribute it; null: it is rendered
+        dataset_split: split to train on
+        dataset_options: options of the data set, such as {seed: 1}
         n_train: rows to read; null: the whole split
     """
 
-    data: str
-    data_root: str | None = None
-    data_split: str = "train"
-    data_options: dict[str, Any] = field(default_factory=dict)
+    dataset: str
+    dataset_root: str | None = None
+    dataset_split: str = "train"
+    dataset_options: dict[str, Any] = field(default_factory=dict)
     n_train: Count | None = None
 
     @classmethod
@@ -123,7 +123,7 @@ class DatasetSettings(Checked):
         """Of the YAML file of a data set: it is the benchmark, all of its training rows are read,
         and recipes with a label space take its labels and its prompt, except where the settings
         file names a prompt for any labels."""
-        name = given.get("data", stored.get("data"))
+        name = given.get("dataset", stored.get("dataset"))
         if not isinstance(name, str) or not data.is_dataset_file(name):
             return {}
         values: dict[str, Any] = {"benchmark": name, "n_train": None}
@@ -131,7 +131,7 @@ class DatasetSettings(Checked):
             values["label_space"] = name
             if stored.get("prompt") not in prompts.GENERATED:
                 values["prompt"] = data.dataset_module(name).prompt
-        chosen = given if "data" in given else {**stored, **given}
+        chosen = given if "dataset" in given else {**stored, **given}
         return {
             name: value
             for name, value in values.items()
@@ -167,25 +167,29 @@ class PolicySettings(Checked):
     """Which parts of a vision-language model are trained, and how.
 
     Args:
-        tower: how the vision tower is trained
+        vision_tower: how the vision tower is trained
         projector: how the projector between them is trained
-        llm: how the language model is trained
+        language_model: how the language model is trained
         lora_rank: rank of the adapters
         lora_alpha: the adapters are scaled by lora_alpha / lora_rank
-        lora_modules: layers with an adapter: [all] linear ones, or names such as q_proj
+        lora_target_modules: layers with an adapter: [all] linear ones, or names such as q_proj
     """
 
-    tower: Policy = "frozen"
+    vision_tower: Policy = "frozen"
     projector: Policy = "full"
-    llm: Policy = "lora"
+    language_model: Policy = "lora"
     lora_rank: Count = 8
     lora_alpha: Positive = 16
-    lora_modules: list[str] = field(default_factory=lambda: ["all"])
+    lora_target_modules: list[str] = field(default_factory=lambda: ["all"])
 
     @property
     def policy(self) -> dict[str, str]:
         """{part: how it is trained}."""
-        return {"tower": self.tower, "projector": self.projector, "llm": self.llm}
+        return {
+            "vision_tower": self.vision_tower,
+            "projector": self.projector,
+            "language_model": self.language_model,
+        }
 
     @property
     def uses_lora(self) -> bool:
@@ -196,16 +200,16 @@ class PolicySettings(Checked):
         """Refuse to train nothing. Raises UserError."""
         if set(self.policy.values()) == {"frozen"}:
             raise UserError(
-                "nothing would be trained: tower, projector and llm are all frozen; set llm: lora, "
-                "say"
+                "nothing would be trained: vision_tower, projector and language_model are all "
+                "frozen; set language_model: lora, say"
             )
 
     def unused_lora(self, *names: str) -> Iterator[Unused]:
         """The fields of LoRA, if no part is trained under LoRA."""
         if not self.uses_lora:
-            why = "tower, projector and llm are without LoRA"
-            for name in ("lora_rank", "lora_alpha", "lora_modules", *names):
-                yield Unused(name, why, ("tower", "projector", "llm"))
+            why = "vision_tower, projector and language_model are without LoRA"
+            for name in ("lora_rank", "lora_alpha", "lora_target_modules", *names):
+                yield Unused(name, why, ("vision_tower", "projector", "language_model"))
 
 
 # --- supervised fine-tuning -----------------------------------------------------------------------
@@ -218,17 +222,17 @@ class SFTSettings(
     """One run of recipes/sft_cot.py or recipes/sft_attributes.py.
 
     Args:
-        base: checkpoint folder, or model id on the hub
+        base_model: checkpoint folder, or model id on the hub
         prompt: name in prompts/ or a YAML file; several: each is trained on and scored
         label_space: asked for instead of the prompts' own; null: their own
-        balance: rows of each prompt: all, as many of each prompt, or also of each label
-        text_data: JSONL of {question, answer} without images, mixed in; null: none
-        crop: views of each image, such as {size: 224, margin: 0.2, show: face}; null: the image
-        frames: of a video, for each view; 1: the middle one
+        balance_by: rows of each prompt: all, as many of each prompt, or also of each label
+        text_only_data: JSONL of {question, answer} without images, mixed in; null: none
+        views: views of each image, such as {size: 224, margin: 0.2, view: face}; null: the image
+        num_frames: of a video, for each view; 1: the middle one
         lora_dropout: dropout in front of the adapters
         lora_variant: rslora: scaled by alpha / sqrt(rank); dora: direction and length apart
         train_embeddings: also train the embeddings of all tokens
-        quantize: nf4: language model in 4 bits under its LoRA (needs vlmface[qlora])
+        quantization: nf4: language model in 4 bits under its LoRA (needs vlmface[qlora])
         epochs: passes over all rows
         max_length: tokens of images, prompt and answer; longer rows are skipped, and counted
         max_pixels: of an image, for families with free resolutions; null: the processor's own
@@ -236,21 +240,21 @@ class SFTSettings(
         liger: Liger kernels, on GPUs (needs vlmface[liger])
         cache_features: frozen tower, one process: compute its output once per image
         dataloader_workers: processes that load batches; 0: the training process
-        mode: read answers as generated, or by the likelihood of each label, or both
+        scoring: read answers as generated, or by the likelihood of each label, or both
         max_new_tokens: generated answers are cut here, and scored as they stand
     """
 
-    base: str
+    base_model: str
     prompt: str | list[str]
     label_space: str | None = None
-    balance: Literal["none", "tasks", "labels"] = "none"
-    text_data: str | None = None
-    crop: dict[str, Any] | list[dict[str, Any]] | None = None
-    frames: Count = 1
+    balance_by: Literal["none", "tasks", "labels"] = "none"
+    text_only_data: str | None = None
+    views: list[dict[str, Any]] | None = None
+    num_frames: Count = 1
     lora_dropout: Annotated[float, Range(min=0, below=1)] = 0.05
     lora_variant: Literal["rslora", "dora"] | None = None
     train_embeddings: bool = False
-    quantize: Literal["nf4"] | None = None
+    quantization: Literal["nf4"] | None = None
     epochs: Positive = 1
     max_length: Count = 512
     max_pixels: Count | None = None
@@ -258,7 +262,7 @@ class SFTSettings(
     liger: bool = False
     cache_features: bool = False
     dataloader_workers: Natural = 0
-    mode: Literal["generate", "score", "both"] = "generate"
+    scoring: Literal["generate", "likelihood", "both"] = "generate"
     max_new_tokens: Count = 256
 
     @property
@@ -274,7 +278,7 @@ class SFTSettings(
             policy=self.policy,
             rank=self.lora_rank,
             alpha=self.lora_alpha,
-            modules=self.lora_modules,
+            modules=self.lora_target_modules,
             dropout=self.lora_dropout,
             variant=self.lora_variant,
             train_embeddings=self.train_embeddings,
@@ -283,7 +287,7 @@ class SFTSettings(
     def check(self) -> None:
         """Refuse what cannot be trained. Raises UserError."""
         checks.saved_when_logged(self)
-        checks.data_options(self)
+        checks.dataset_options(self)
         self.check_policy()
 
     def unused(self) -> Iterator[Unused]:
@@ -291,8 +295,8 @@ class SFTSettings(
         yield from checks.unused_roots(self)
         yield from checks.unused_warmup(self)
         yield from self.unused_lora("lora_dropout", "lora_variant", "train_embeddings")
-        if self.tower != "frozen":
-            why = f"tower is {self.tower}, so its features change at every step"
-            yield Unused("cache_features", why, ("tower",))
-        if self.balance == "tasks" and len(self.prompts) == 1:
-            yield Unused("balance", "there is one prompt", ("prompt",))
+        if self.vision_tower != "frozen":
+            why = f"vision_tower is {self.vision_tower}, so its features change at every step"
+            yield Unused("cache_features", why, ("vision_tower",))
+        if self.balance_by == "tasks" and len(self.prompts) == 1:
+            yield Unused("balance_by", "there is one prompt", ("prompt",))

@@ -58,11 +58,13 @@ def identity(
         prompts: The prompts that are trained on.
         base: Folder of the base model.
     """
-    texts = getattr(settings, "text_data", None)
+    texts = getattr(settings, "text_only_data", None)
     return {
         "data": data.fingerprint(loaded),
         "rows": len(rows),
-        "text_data": hashlib.sha256(Path(texts).read_bytes()).hexdigest()[:12] if texts else None,
+        "text_only_data": hashlib.sha256(Path(texts).read_bytes()).hexdigest()[:12]
+        if texts
+        else None,
         "test_data": data.fingerprint(test_rows, pictures=False),
         "prompts": [f"{prompt.id} {prompt.sha} {prompt.space.sha}" for prompt in prompts],
         "base_weights": manifest.weights_sha(base),
@@ -86,7 +88,7 @@ def lora_config(lora: Lora, family: Family, model: Any, tokens: int) -> Any:
     """
     from peft import LoraConfig
 
-    modules.check_lora_modules(family.MODULE_PATHS, model, lora.policy, lora.modules)
+    modules.check_lora_target_modules(family.MODULE_PATHS, model, lora.policy, lora.modules)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -149,7 +151,7 @@ def train(
     trainable = sum(num_weights(p) for p in trained.parameters() if p.requires_grad)
     parameters = sum(num_weights(p) for p in trained.parameters())
     trainer.train_to_end(run_dir)
-    save_trained(trainer, processor, family, settings.base, settings.uses_lora, run_dir)
+    save_trained(trainer, processor, family, settings.base_model, settings.uses_lora, run_dir)
     lines = read_log(run_dir)
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
     return {
@@ -182,7 +184,7 @@ def shared_arguments(settings: Any) -> dict[str, Any]:
         "output_dir": str(Path(settings.output_dir) / "checkpoints"),
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.schedule,
+        "lr_scheduler_type": settings.lr_scheduler,
         "warmup_steps": settings.warmup_steps,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
@@ -241,8 +243,8 @@ def _model(
     model = family.load_model(
         base,
         dtype=torch.bfloat16 if half else torch.float32,
-        device=arguments.device if settings.quantize else None,
-        quantize=settings.quantize,
+        device=arguments.device if settings.quantization else None,
+        quantization=settings.quantization,
     )
     if is_deepspeed_zero3_enabled():
         # transformers 5.23 notes renamings that it did not make, and would undo them when it saves.
@@ -265,7 +267,9 @@ def _trainer(
     it does not train with the processes and the sharding of the launch."""
     from vlmface.train.trainer import JsonlLogger, SupervisedTrainer, all_tower_features
 
-    caching = settings.cache_features and settings.tower == "frozen" and arguments.world_size == 1
+    caching = (
+        settings.cache_features and settings.vision_tower == "frozen" and arguments.world_size == 1
+    )
     caching = caching and not sharding()
     trainer = SupervisedTrainer(
         model=model[0],
@@ -328,10 +332,10 @@ class TrainedModel:
         processor: As it was trained with.
         prompts: As it was trained with.
         policy: {part: frozen | lora | full}.
-        crop: The views, as settings contain them.
-        frames: Of a video, for each view.
+        views: The views, as settings contain them.
+        num_frames: Of a video, for each view.
         max_length: Tokens of images, prompt and answer.
-        quantize: Of the language model under its LoRA.
+        quantization: Of the language model under its LoRA.
     """
 
     base: Path
@@ -340,10 +344,10 @@ class TrainedModel:
     processor: Any
     prompts: Sequence[Prompt]
     policy: Mapping[str, str]
-    crop: Any
-    frames: int
+    views: Any
+    num_frames: int
     max_length: int
-    quantize: str | None = None
+    quantization: str | None = None
 
 
 def write_manifest(
@@ -358,31 +362,31 @@ def write_manifest(
 
     Args:
         recipe: Name of the recipe.
-        settings: Of the recipe: output_dir, data, limits, seed and max_new_tokens are read.
+        settings: Of the recipe: output_dir, dataset, limitations, seed and max_new_tokens are read.
         model: What was trained.
         au_set: Action units that its answers contain.
         data: What it was trained on; "n" is the number of rows.
     """
-    run_dir, views = Path(settings.output_dir), crops.parse_views(model.crop)
+    run_dir, views = Path(settings.output_dir), crops.parse_views(model.views)
     manifest.save_prompts(model.prompts, run_dir)
     manifest.Manifest(
         recipe=recipe,
         family=model.family.NAME,
-        base={"id": model.base_id, "sha": manifest.weights_sha(model.base)},
+        base_model={"id": model.base_id, "sha": manifest.weights_sha(model.base)},
         adapter="lora" in model.policy.values(),
         trainable=dict(model.policy),
-        quantize=model.quantize,
+        quantization=model.quantization,
         prompts=[manifest.prompt_entry(prompt) for prompt in model.prompts],
         au_set=list(au_set),
         image=model.family.describe_image(model.processor),
         processor=manifest.processor_shas(run_dir),
         weights=manifest.weights_shas(run_dir),
-        crop=crops.views_as_dict(views),
-        frames=model.frames,
-        faces=crops.default_faces(views, shows_faces(settings.data)),
+        views=crops.views_as_dicts(views),
+        num_frames=model.num_frames,
+        faces=crops.default_faces(views, shows_faces(settings.dataset)),
         max_length=model.max_length,
         generation={"max_new_tokens": settings.max_new_tokens},
-        data=dict(data),
+        dataset=dict(data),
         seed=settings.seed,
-        limits=settings.limits or manifest.default_limitations(settings.data),
+        limitations=settings.limitations or manifest.default_limitations(settings.dataset),
     ).save(run_dir)

@@ -37,27 +37,27 @@ def row_labels(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[s
     return labels_by_prompt
 
 
-def check_balance(balance: Balance, prompts: Sequence[Prompt]) -> None:
+def check_balance(balance_by: Balance, prompts: Sequence[Prompt]) -> None:
     """Check that labels can be balanced.
 
     Raises:
-        UserError: `balance` is "labels" and a prompt has several labels per face.
+        UserError: `balance_by` is "labels" and a prompt has several labels per face.
     """
-    if balance == "labels" and (multi_label := [p.id for p in prompts if p.several]):
+    if balance_by == "labels" and (multi_label := [p.id for p in prompts if p.several]):
         raise UserError(
-            f"balance is 'labels', but {', '.join(multi_label)} asks for several labels of a "
+            f"balance_by is 'labels', but {', '.join(multi_label)} asks for several labels of a "
             "face, which cannot all be made equally frequent: use tasks or none"
         )
 
 
 def select_rows(
-    labels: Sequence[Sequence[str | None]], balance: Balance, seed: int
+    labels: Sequence[Sequence[str | None]], balance_by: Balance, seed: int
 ) -> list[np.ndarray]:
     """Select the rows of each prompt. Deterministic under `seed`.
 
     Args:
         labels: From `row_labels`.
-        balance: "none": every row, including those without a label, which the encoder skips and
+        balance_by: "none": every row, including those without a label, which the encoder skips and
             counts. "tasks": each prompt gets as many rows as the one with most labels; rows are
             repeated if there are too few. "labels": in addition, the numbers of rows of a prompt's
             labels differ by at most one.
@@ -66,7 +66,7 @@ def select_rows(
     Returns:
         Sorted row indices for each prompt.
     """
-    if balance == "none":
+    if balance_by == "none":
         return [np.arange(len(words)) for words in labels]
     rng = np.random.default_rng(seed)
     labelled = [
@@ -79,7 +79,7 @@ def select_rows(
             selected.append(rows)
             continue
         pools = [rows]
-        if balance == "labels":
+        if balance_by == "labels":
             row_words = np.array([words[i] for i in rows])
             pools = [rows[row_words == word] for word in sorted(set(row_words))]
         counts = [size // len(pools) + (k < size % len(pools)) for k in range(len(pools))]

@@ -38,7 +38,7 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"cannot read text_data {path}: the file does not exist")
+        raise UserError(f"cannot read text_only_data {path}: the file does not exist")
     questions = []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
@@ -59,7 +59,9 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
             )
         questions.append((question, answer))
     if not questions:
-        raise UserError(f"{path} holds no line: give question and answer, or set text_data: null")
+        raise UserError(
+            f"{path} holds no line: give question and answer, or set text_only_data: null"
+        )
     return questions
 
 
@@ -137,7 +139,7 @@ def encode_file(
             columns[name].append(values)
         columns["length"].append(len(encoded["input_ids"]))
     if not columns:
-        raise UserError(f"no row of text_data {path} can be trained on: {dict(skipped)}")
+        raise UserError(f"no row of text_only_data {path} can be trained on: {dict(skipped)}")
     n = len(columns["length"])
     columns["row"] = [row] * n
     columns["image"] = [Image.new("RGB", _BLANK)] * n

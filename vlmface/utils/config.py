@@ -375,6 +375,10 @@ def _as_option(name: str, kind: Any, value: Any, parsed: Any) -> Any:
         return {key: convert(f"{name}.{key}", of, item) for key, item in parsed.items()}
     if origin is list:
         (of,) = typing.get_args(kind)
+        if typing.get_origin(of) is dict and isinstance(parsed, dict):
+            raise UserError(
+                f"{name} is one mapping, but must be a list of them: write [{_as_yaml(parsed)}]"
+            )
         items = value
         if isinstance(value, str):  # mappings hold commas of their own
             items = parsed if typing.get_origin(of) is dict else value.split(",")

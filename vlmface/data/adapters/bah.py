@@ -34,7 +34,7 @@ def read(
     root: Path,
     split: str,
     *,
-    frames: Count = FRAMES,
+    num_frames: Count = FRAMES,
     lists: str | None = None,
     clips: str | None = None,
 ) -> Rows:
@@ -43,7 +43,7 @@ def read(
     Args:
         root: as above.
         split: one of SPLITS.
-        frames: of each clip.
+        num_frames: of each clip.
         lists: the folder of train.txt, val.txt and test.txt, under the root; by default the first
             of LISTS that exists.
         clips: the folder of the face crops, below which the videos' own paths follow; by default
@@ -61,7 +61,7 @@ def read(
         "context": [[_label(code, listing)] for _, code, _ in lines],
         "meta": json_meta(len(paths), transcript=[transcript for _, _, transcript in lines]),
     }
-    return with_frames(columns, [faces / path for path in paths], frames, skipped)
+    return with_frames(columns, [faces / path for path in paths], num_frames, skipped)
 
 
 def _subject(path: str, listing: Path) -> str:

@@ -33,7 +33,7 @@ CLIPS = ("Clip/clip_224x224", "Clip/clip_224x224_16f", "Clip/clip_224x16f", "Cli
 
 
 def read(
-    root: Path, split: str, *, fold: int = 1, frames: Count = FRAMES, clips: str | None = None
+    root: Path, split: str, *, fold: int = 1, num_frames: Count = FRAMES, clips: str | None = None
 ) -> Rows:
     """Results are means over the test parts of the five folds.
 
@@ -41,7 +41,7 @@ def read(
         root: as above.
         split: one of SPLITS.
         fold: 1 to 5.
-        frames: of each clip.
+        num_frames: of each clip.
         clips: the folder of the clips' frames, under the root; by default the first of CLIPS that
             exists, face crops first.
     """
@@ -59,4 +59,4 @@ def read(
         "id": [f"dfew-{name}" for name in names],
         "emotion": emotions("dfew", table["label"]),
     }
-    return with_frames(columns, [folder / name for name in names], frames)
+    return with_frames(columns, [folder / name for name in names], num_frames)

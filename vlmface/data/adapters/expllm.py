@@ -101,7 +101,7 @@ def read(
             "aus": action_units(list(UNITS), intensity >= threshold, intensity),
             "rationale": [rationale for rationale, _ in parts],
             "rationale_source": ["teacher"] * len(faces),
-            "saw_label": np.ones(len(faces), bool),
+            "rationale_saw_label": np.ones(len(faces), bool),
             "meta": json_meta(
                 len(faces),
                 au=values.tolist(),

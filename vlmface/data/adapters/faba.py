@@ -52,8 +52,8 @@ def read(
     au_set: str | int | Sequence[str | int] | None = None,
 ) -> Rows:
     """The rationale is the description. It is not documented whether GPT-4V was given AffectNet's
-    label, so `saw_label` is true. Emotion and AUs come from `label` alone, which the test files
-    have: a word or a code of the coding "faba", and present AUs as in "4, 9, 15".
+    label, so `rationale_saw_label` is true. Emotion and AUs come from `label` alone, which the test
+    files have: a word or a code of the coding "faba", and present AUs as in "4, 9, 15".
 
     Args:
         root: the folder FABAInstruct.
@@ -75,7 +75,7 @@ def read(
         "image": [record.image("image", folder) for record in paths],
         "rationale": [answer for _, answer in conversations],
         "rationale_source": ["teacher"] * len(faces),
-        "saw_label": np.ones(len(faces), bool),
+        "rationale_saw_label": np.ones(len(faces), bool),
         "meta": json_meta(len(faces), prompt=[question for question, _ in conversations]),
     }
     if task == "emotion":

@@ -76,7 +76,7 @@ def read(
             "aus": listed_units(present, coded),
             "rationale": [rationale for rationale, _ in texts],
             "rationale_source": ["teacher" if given else "none" for given in written],
-            "saw_label": np.array(written, bool),
+            "rationale_saw_label": np.array(written, bool),
             "meta": json_meta(
                 len(rows),
                 answer=[answer for _, answer in texts],

@@ -29,13 +29,13 @@ PUBLISHED = published_counts(
 CLIPS = ("2_ClipsforFaceCrop",)
 
 
-def read(root: Path, split: str, *, frames: Count = FRAMES, clips: str | None = None) -> Rows:
+def read(root: Path, split: str, *, num_frames: Count = FRAMES, clips: str | None = None) -> Rows:
     """All scenes together, the usual protocol. The scene is in `meta`.
 
     Args:
         root: as above.
         split: one of SPLITS.
-        frames: of each clip.
+        num_frames: of each clip.
         clips: the folder of the clips' frames, under the root, "2_ClipsforFaceCrop" by default.
     """
     listing = root / "4_setups" / "All_scenes" / f"{split}_All.csv"
@@ -49,4 +49,4 @@ def read(root: Path, split: str, *, frames: Count = FRAMES, clips: str | None = 
         "emotion": canonical_labels("emotion7", [word for _, word in lines]),
         "meta": json_meta(len(paths), scene=[path.partition("/")[0] for path in paths]),
     }
-    return with_frames(columns, [folder / path for path in paths], frames, skipped)
+    return with_frames(columns, [folder / path for path in paths], num_frames, skipped)

@@ -45,7 +45,7 @@ def read(
     label: str | None = None,
     file_split: str = "train",
     rationale_source: str = "teacher",
-    saw_label: bool = True,
+    rationale_saw_label: bool = True,
 ) -> Rows:
     """The answer is the rationale, without <think> and <answer> tags; the question is
     `meta["prompt"]`. No label is read out of the text. `subject` is the image's path, so that
@@ -62,7 +62,7 @@ def read(
         label: a field of the records with an emotion word or null.
         file_split: the split of a single file.
         rationale_source: who wrote the answers: "teacher", "human" or "rules".
-        saw_label: whether the writer was given the labels.
+        rationale_saw_label: whether the writer was given the labels.
     """
     check_choice("turns", turns, ("first", "all"))
     check_choice("file_split", file_split, SPLITS)
@@ -75,7 +75,7 @@ def read(
     written = np.array([text is not None for text in columns["rationale"]], bool)
     provenance = {
         "rationale_source": [rationale_source if given else "none" for given in written],
-        "saw_label": written & bool(saw_label),
+        "rationale_saw_label": written & bool(rationale_saw_label),
         "meta": json_meta(len(written), **texts),
     }
     return Rows(columns | provenance, skipped)

@@ -40,7 +40,7 @@ def read(
     split: str,
     *,
     fold: int = 1,
-    frames: Count = FRAMES,
+    num_frames: Count = FRAMES,
     clips: str | None = None,
     order: str = "anger",
     first: int = 0,
@@ -52,7 +52,7 @@ def read(
         root: as above.
         split: one of SPLITS.
         fold: 1 to 5.
-        frames: of each clip.
+        num_frames: of each clip.
         clips: the folder of the clips' frames, under the root; by default the first of CLIPS that
             exists, face crops first.
         order: of label files with numbers: "anger" (anger, disgust, fear, happiness ... as MAE-DFER
@@ -74,7 +74,7 @@ def read(
         "emotion": [label if label in label_spaces.EMOTIONS else None for label in labels],
         "context": [[label] for label in labels],
     }
-    return with_frames(columns, [folder / name for name in names], frames, skipped)
+    return with_frames(columns, [folder / name for name in names], num_frames, skipped)
 
 
 def _labels(texts: list[str], order: str, first: int) -> list[str | None]:

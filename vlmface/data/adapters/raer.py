@@ -36,7 +36,7 @@ def read(
     root: Path,
     split: str,
     *,
-    frames: Count = FRAMES,
+    num_frames: Count = FRAMES,
     listing: str | None = None,
     faces: str | None = FACES,
     bodies: str | None = BODIES,
@@ -47,7 +47,7 @@ def read(
     Args:
         root: as above.
         split: one of SPLITS.
-        frames: of each clip.
+        num_frames: of each clip.
         listing: the file in annotation/ to read in place of the split's own in LISTS; the whole
             training set is "train.txt".
         faces: the file of the faces' boxes, under the root; None: no boxes.
@@ -63,7 +63,7 @@ def read(
         "context": [[_label(code, path)] for _, _, code in lines],
         "place": places,
     }
-    rows = with_frames(columns, folders, frames, skipped)
+    rows = with_frames(columns, folders, num_frames, skipped)
 
     clip_folders = rows.columns.pop("place")
     files = [[os.path.basename(frame) for frame in clip] for clip in rows.columns["frames"]]

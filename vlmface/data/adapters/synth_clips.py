@@ -26,7 +26,7 @@ def read(
     n: int | None = None,
     seed: Seed = 0,
     size: int = 96,
-    frames: Count = 16,
+    num_frames: Count = 16,
     progress: bool = True,
 ) -> datasets.Dataset:
     """The first `n` clips of a split; rendered where they are not cached.
@@ -37,7 +37,7 @@ def read(
         n: number of clips, by default that of the split.
         seed: of the set.
         size: pixels of a side.
-        frames: of each clip, 16 to 64.
+        num_frames: of each clip, 16 to 64.
         progress: show a progress bar.
     """
     from vlmface.synth.clips import CLIPS, check_frames
@@ -46,5 +46,5 @@ def read(
         raise UserError(
             f"synth_clips is rendered, not read from a folder: leave out the root ({root})"
         )
-    check_frames(frames)
-    return CLIPS.load(split, n=n, seed=seed, size=size, progress=progress, frames=frames)
+    check_frames(num_frames)
+    return CLIPS.load(split, n=n, seed=seed, size=size, progress=progress, frames=num_frames)

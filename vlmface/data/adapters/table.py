@@ -102,7 +102,10 @@ def _columns(table: Table, source: Source, media: Media, options: TableOptions) 
     if "rationale" in columns:
         written = np.array([text is not None for text in columns["rationale"]], bool)
         names = np.where(written, options.rationale_source, "none")
-        columns |= {"rationale_source": names.tolist(), "saw_label": written & options.saw_label}
+        columns |= {
+            "rationale_source": names.tolist(),
+            "rationale_saw_label": written & options.rationale_saw_label,
+        }
     if "face_box" in source:
         columns["face_box"] = boxes.read_boxes(table, source, rows, media.values, options)
     elif options.tool == "openface" and not media.aligned:

@@ -440,7 +440,7 @@ def _print_next(target: Path, prompt: str) -> None:
     run = f"runs/{target.stem}"
     print(f"written: {target}\nnext:")
     print(f"  vlmface data check {target}")
-    print(f"  vlmface train {recipe} --data {target} --output_dir {run}")
+    print(f"  vlmface train {recipe} --dataset {target} --output_dir {run}")
     print(f"  vlmface eval run --benchmark {target} --model {run}")
 
 

@@ -90,7 +90,7 @@ class TableOptions:
         decimal: "," for numbers such as 0,5.
         sheet: the sheet of a workbook (xlsx).
         rationale_source: who wrote the rationales.
-        saw_label: whether the writer was given the labels.
+        rationale_saw_label: whether the writer was given the labels.
     """
 
     columns: Mapping[str, Column | Sequence[Column] | None] | None = None
@@ -121,7 +121,7 @@ class TableOptions:
     decimal: str = "."
     sheet: str | None = None
     rationale_source: str = "human"
-    saw_label: bool = False
+    rationale_saw_label: bool = False
 
     @property
     def space_of_labels(self) -> LabelSpace | None:

@@ -35,16 +35,16 @@ class Settings(Training):
     """One run of recipes/clip_captions.py.
 
     Args:
-        base: untrained, NAME/TAG of open_clip, hf-hub:OWNER/NAME, or a folder
+        base_model: untrained, NAME/TAG of open_clip, hf-hub:OWNER/NAME, or a folder
         probe_data: data set of the linear probes
         probe_root: its folder; null: it is rendered
         probe_splits: two splits: probes are trained on the first and tested on the second
         n_probe: rows of each; null: the whole split
-        crop: view of each image, such as {size: 224, margin: 0.2, show: face}; null: the image
+        views: view of each image, such as {size: 224, margin: 0.2, view: face}; null: the image
         says: what captions contain: attributes, aus, emotion
         captions_per_face: in other words and order; one is drawn at each step
-        image: how the image tower is trained
-        text: how the text tower is trained
+        image_tower: how the image tower is trained
+        text_tower: how the text tower is trained
         batch_size: pairs per process and step; all processes' pairs are contrasted
         saved_as: float16, or float32: twice the file, and what training computes with
     """
@@ -53,11 +53,11 @@ class Settings(Training):
     probe_root: str | None = None
     probe_splits: list[str] = field(default_factory=lambda: ["train", "test"])
     n_probe: Count | None = None
-    crop: dict[str, Any] | None = None
+    views: list[dict[str, Any]] | None = None
     says: list[str] = field(default_factory=lambda: ["attributes", "aus"])
     captions_per_face: Count = 4
-    image: Literal["frozen", "lora", "full"] = "full"
-    text: Literal["frozen", "lora", "full"] = "full"
+    image_tower: Literal["frozen", "lora", "full"] = "full"
+    text_tower: Literal["frozen", "lora", "full"] = "full"
     epochs: Positive = 1
     batch_size: Annotated[int, Range(min=2)] = 128  # a picture is compared with the others
     learning_rate: Positive = 1e-5
@@ -65,20 +65,23 @@ class Settings(Training):
 
     @property
     def policies(self) -> tuple[str, str]:
-        return self.image, self.text
+        return self.image_tower, self.text_tower
 
     @property
     def trained_parts(self) -> set[str]:
-        towers = {"image": self.image != "frozen", "text": self.text != "frozen"}
+        towers = {
+            "image_tower": self.image_tower != "frozen",
+            "text_tower": self.text_tower != "frozen",
+        }
         return {part for part, does in towers.items() if does} | {"scale"}
 
     def check(self) -> None:
         super().check()
         captions.check_contents(self.says)
-        if self.image == self.text == "frozen":
+        if self.image_tower == self.text_tower == "frozen":
             raise UserError(
-                "nothing would be trained but a scale: image and text are frozen; set image: lora, "
-                "say"
+                "nothing would be trained but a scale: image_tower and text_tower are frozen; "
+                "set image_tower: lora, say"
             )
         if len(self.probe_splits) != 2 or self.probe_splits[0] == self.probe_splits[1]:
             raise UserError(
@@ -91,8 +94,8 @@ class Settings(Training):
             # Both towers run at every step here.
             if field_.name != "dataloader_workers":
                 yield field_
-        if not checks.reads_root(self.data):
-            yield Unused("data_root", f"{self.data} is not read from a folder", ("data",))
+        if not checks.reads_root(self.dataset):
+            yield Unused("dataset_root", f"{self.dataset} is not read from a folder", ("dataset",))
         if not checks.reads_root(self.probe_data):
             why = f"{self.probe_data} is not read from a folder"
             yield Unused("probe_root", why, ("probe_data",))
@@ -123,7 +126,9 @@ class ContrastivePairs(nn.Module):
         self.model = clip.model
         self.tokens = clip.tokens(texts)
         self.adapter = add_lora(clip, settings)
-        trained = {tower for tower in ("image", "text") if getattr(settings, tower) == "full"}
+        trained = {
+            tower for tower in ("image_tower", "text_tower") if getattr(settings, tower) == "full"
+        }
         for name, parameter in self.model.named_parameters():
             if "lora_" not in name:
                 parameter.requires_grad_(tower_of(name) in trained or name == "logit_scale")

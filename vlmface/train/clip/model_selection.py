@@ -69,7 +69,7 @@ class HeldOutSet:
                 features = classifier.image_features(squares)
             image_features.append(features)
             probabilities.append(classifier.answer(features=features)[0])
-            if classifier.shape.image != "frozen":
+            if classifier.shape.image_tower != "frozen":
                 image_features.clear()
         if image_features and self.features is None:
             self.features = torch.cat(image_features).cpu()

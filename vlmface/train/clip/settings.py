@@ -29,7 +29,7 @@ from vlmface.utils.ranges import (
     Unused,
 )
 
-PARTS = ("image", "text", "prompts", "time", "fusion", "head", "affect", "scale")
+PARTS = ("image_tower", "text_tower", "prompts", "temporal", "fusion", "head", "affect", "scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
     """What all recipes that train a CLIP share: the model, and how it is trained.
 
     Args:
-        base: NAME/TAG of open_clip, hf-hub:OWNER/NAME, a folder, or vlmface-clip-tiny
+        base_model: NAME/TAG of open_clip, hf-hub:OWNER/NAME, a folder, or vlmface-clip-tiny
         lora_rank: rank of the adapters
         lora_alpha: the adapters are scaled by lora_alpha / lora_rank
         augment: flip: mirrored; face: also turned, scaled, shifted, brighter or darker; or none
@@ -45,14 +45,14 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
         optimizer: AdamW, or SGD with momentum
         learning_rates: {part: rate}, where a part has another rate than learning_rate
         layer_decay: the rate of each block of the image tower is this times that of the next
-        schedule: of the learning rate; steps: a tenth after each milestone
-        milestones: epochs after which the rate is a tenth, with schedule: steps
+        lr_scheduler: of the learning rate; steps: a tenth after each milestone
+        milestones: epochs after which the rate is a tenth, with lr_scheduler: steps
         cache_gib: decoded images that are kept in memory
         dataloader_workers: processes that load batches; 0: the training process
         eval_batch_size: rows per batch of the evaluation
     """
 
-    base: str
+    base_model: str
     lora_rank: Count = 8
     lora_alpha: Positive = 16
     augment: Literal["none", "flip", "face"] = "none"
@@ -62,7 +62,7 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
     learning_rate: Positive = 1e-3
     learning_rates: dict[str, Positive] = field(default_factory=dict)
     layer_decay: PositiveShare = 1.0
-    schedule: Literal["cosine", "linear", "constant", "steps"] = "cosine"  # type: ignore[assignment]
+    lr_scheduler: Literal["cosine", "linear", "constant", "steps"] = "cosine"  # type: ignore[assignment]
     milestones: list[Count] = field(default_factory=list)
     cache_gib: NotNegative = 2.0
     dataloader_workers: Natural = 0
@@ -82,7 +82,7 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
     def check(self) -> None:
         """Refuse what cannot be trained, as far as it is not about labels. Raises UserError."""
         checks.saved_when_logged(self)
-        checks.data_options(self)
+        checks.dataset_options(self)
         if odd := [name for name in self.learning_rates if name not in PARTS]:
             raise UserError(
                 f"learning_rates has {', '.join(odd)}: its parts are {', '.join(PARTS)}"
@@ -92,8 +92,10 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
                 f"learning_rates has {', '.join(still)}, but has no effect there: trained are "
                 f"{', '.join(part for part in PARTS if part in self.trained_parts)}"
             )
-        if self.schedule == "steps" and not self.milestones:
-            raise UserError("schedule is steps, but milestones (epochs) is empty: [10, 15], say")
+        if self.lr_scheduler == "steps" and not self.milestones:
+            raise UserError(
+                "lr_scheduler is steps, but milestones (epochs) is empty: [10, 15], say"
+            )
         if late := [epoch for epoch in self.milestones if epoch >= self.epochs]:
             raise UserError(
                 f"milestones has {', '.join(map(str, late))}, but the run ends after "
@@ -103,20 +105,20 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
     def unused(self) -> Iterator[Unused]:
         """The fields that have no effect beside the others."""
         yield from checks.unused_warmup(self)
-        if self.schedule != "steps":
-            yield Unused("milestones", f"schedule is {self.schedule}", ("schedule",))
+        if self.lr_scheduler != "steps":
+            yield Unused("milestones", f"lr_scheduler is {self.lr_scheduler}", ("lr_scheduler",))
         image, text = self.policies
-        towers = ("image", "text")
+        towers = ("image_tower", "text_tower")
         if "lora" not in (image, text):
-            yield Unused("lora_rank", "image and text are without LoRA", towers)
-            yield Unused("lora_alpha", "image and text are without LoRA", towers)
+            yield Unused("lora_rank", "image_tower and text_tower are without LoRA", towers)
+            yield Unused("lora_alpha", "image_tower and text_tower are without LoRA", towers)
         if image == "frozen":
-            yield Unused("layer_decay", "image is frozen", ("image",))
+            yield Unused("layer_decay", "image_tower is frozen", ("image_tower",))
         if image == "frozen" and text == "frozen":
-            yield Unused("gradient_checkpointing", "image and text are frozen", towers)
+            yield Unused("gradient_checkpointing", "image_tower and text_tower are frozen", towers)
         if image == "frozen" and self.augment == "none":
-            why = "image is frozen and augment is none, so its features are computed once"
-            yield Unused("dataloader_workers", why, ("image", "augment"))
+            why = "image_tower is frozen and augment is none, so its features are computed once"
+            yield Unused("dataloader_workers", why, ("image_tower", "augment"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,63 +127,63 @@ class Settings(Training, EvaluationSettings):
 
     Args:
         prompt: the texts of the labels: name in prompts/clip/, or a YAML file
-        crop: views of each image, such as {size: 224, margin: 0.2, show: face}; null: the image
-        frames: of a video, for each view; 1: the middle one
-        validation_share: share of the people to hold out, for `select` and `wise_alpha`
+        views: views of each image, such as {size: 224, margin: 0.2, view: face}; null: the image
+        num_frames: of a video, for each view; 1: the middle one
+        validation_share: share of the people to hold out, to select weights on
         validation_split: or a split of the data set for that; null: none
-        image: how the image tower is trained
-        text: how the text tower is trained; prompts: as CoOp
+        image_tower: how the image tower is trained
+        text_tower: how the text tower is trained; prompts: as CoOp
         head: text: cosine with the labels' texts; linear: a layer that starts from them
-        time: how frames become one
+        temporal: how frames become one
         affect: a head for valence and arousal
         affect_weight: of its loss
-        contexts: learnt tokens, with text: prompts
+        num_context_tokens: learnt tokens, with text_tower: prompts
         class_specific: each label has contexts of its own
         negative_weight: of the loss on negative texts (FineCLIPER)
         label_smoothing: share of the target that is spread over all labels
         class_weights: of the loss: none, balanced, or by effective number
         margins: of the logits, larger for rare labels (LDAM)
-        wise_alpha: share of the trained weights in the result (WiSE-FT), or auto
-        select: the last epoch, or the best by UAR on held-out rows
+        wise_ft_alpha: share of the trained weights in the result (WiSE-FT), or auto
+        checkpoint_selection: the last epoch, or the best by UAR on held-out rows
     """
 
     prompt: str
-    crop: list[dict[str, Any]] | dict[str, Any] | None = None
-    frames: Count = 1
+    views: list[dict[str, Any]] | None = None
+    num_frames: Count = 1
     validation_share: Annotated[float, Range(min=0, below=0.9)] = 0.0
     validation_split: str | None = None
-    image: Literal["frozen", "lora", "adapters", "full"] = "frozen"
-    text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
+    image_tower: Literal["frozen", "lora", "adapters", "full"] = "frozen"
+    text_tower: Literal["frozen", "lora", "full", "prompts"] = "frozen"
     head: Literal["text", "linear"] = "text"
-    time: Literal["none", "mean", "transformer"] = "none"
+    temporal: Literal["none", "mean", "transformer"] = "none"
     affect: Literal["none", "linear", "graph"] = "none"
     affect_weight: Positive = 1.0
-    contexts: Count = 8
+    num_context_tokens: Count = 8
     class_specific: bool = False
     negative_weight: NotNegative = 0.0
     label_smoothing: Annotated[float, Range(min=0, below=1)] = 0.0
     class_weights: Literal["none", "balanced", "effective"] = "none"
     margins: Literal["none", "ldam"] = "none"
-    wise_alpha: Share | Literal["auto"] = 1.0
-    select: Literal["last", "best"] = "last"
+    wise_ft_alpha: Share | Literal["auto"] = 1.0
+    checkpoint_selection: Literal["last", "best"] = "last"
 
     @property
     def policies(self) -> tuple[str, str]:
-        return self.image, self.text
+        return self.image_tower, self.text_tower
 
     @property
-    def views(self) -> int:
+    def num_views(self) -> int:
         """How many views of a row are shown."""
-        return max(1, len(crops.parse_views(self.crop)))
+        return max(1, len(crops.parse_views(self.views)))
 
     @property
     def trained_parts(self) -> set[str]:
         trains = {
-            "image": self.image != "frozen",
-            "text": self.text in ("lora", "full"),
-            "prompts": self.text == "prompts",
-            "time": self.time == "transformer",
-            "fusion": self.views > 1,
+            "image_tower": self.image_tower != "frozen",
+            "text_tower": self.text_tower in ("lora", "full"),
+            "prompts": self.text_tower == "prompts",
+            "temporal": self.temporal == "transformer",
+            "fusion": self.num_views > 1,
             # The thresholds of several labels count as a head.
             "head": self.head == "linear" or label_texts.load(self.prompt).several,
             "affect": self.affect != "none",
@@ -191,14 +193,14 @@ class Settings(Training, EvaluationSettings):
     def shape(self, views: int) -> ClassifierConfig:
         """The configuration of the classifier, for a number of views of a row."""
         return ClassifierConfig(
-            image=self.image,
-            text=self.text,
+            image_tower=self.image_tower,
+            text_tower=self.text_tower,
             head=self.head,
-            views=views,
-            frames=self.frames,
-            time=self.time,
+            num_views=views,
+            num_frames=self.num_frames,
+            temporal=self.temporal,
             affect=self.affect,
-            contexts=self.contexts,
+            num_context_tokens=self.num_context_tokens,
             class_specific=self.class_specific,
             negative_weight=self.negative_weight,
             lora_rank=self.lora_rank,
@@ -208,7 +210,7 @@ class Settings(Training, EvaluationSettings):
     def check(self) -> None:
         """Refuse what cannot be trained. Raises UserError."""
         super().check()
-        if self.validation_split in (self.data_split, "test"):
+        if self.validation_split in (self.dataset_split, "test"):
             raise UserError(
                 f"validation_split is {self.validation_split}, but selection on test or "
                 "training rows is biased: name a validation split, or set validation_share"
@@ -219,21 +221,24 @@ class Settings(Training, EvaluationSettings):
                 f"{self.validation_share}: set one of them"
             )
         validated = self.validation_share or self.validation_split
-        for name, chooses in (("wise_alpha", self.wise_alpha), ("select", self.select)):
+        for name, chooses in (
+            ("wise_ft_alpha", self.wise_ft_alpha),
+            ("checkpoint_selection", self.checkpoint_selection),
+        ):
             if chooses in ("auto", "best") and not validated:
                 raise UserError(
                     f"{name} is {chooses}, which is chosen on held-out people: set "
                     "validation_share, 0.1 say, or validation_split"
                 )
-        if self.frames > 1 and self.time == "none":
+        if self.num_frames > 1 and self.temporal == "none":
             raise UserError(
-                f"frames is {self.frames}, but time is none: say how frames become one with "
-                "time: mean | transformer"
+                f"num_frames is {self.num_frames}, but temporal is none: say how frames become one "
+                "with temporal: mean | transformer"
             )
         if not self.trained_parts - {"affect"}:
             raise UserError(
-                "nothing would be trained: image and text are frozen and the head is the texts; "
-                "set head: linear (a probe), text: prompts, or image: lora"
+                "nothing would be trained: image_tower and text_tower are frozen and the head is "
+                "the texts; set head: linear (a probe), text_tower: prompts, or image_tower: lora"
             )
 
     def unused(self) -> Iterator[Unused]:
@@ -241,14 +246,14 @@ class Settings(Training, EvaluationSettings):
         yield from super().unused()
         yield from checks.unused_roots(self)
         if self.head == "linear":
-            yield Unused("text", "head is linear, so no text is read", ("head",))
+            yield Unused("text_tower", "head is linear, so no text is read", ("head",))
         if self.affect == "none":
             yield Unused("affect_weight", "affect is none", ("affect",))
-        if self.text != "prompts":
-            yield Unused("contexts", f"text is {self.text}", ("text",))
-            yield Unused("class_specific", f"text is {self.text}", ("text",))
-        if self.frames == 1:
-            yield Unused("time", "frames is 1", ("frames",))
+        if self.text_tower != "prompts":
+            yield Unused("num_context_tokens", f"text_tower is {self.text_tower}", ("text_tower",))
+            yield Unused("class_specific", f"text_tower is {self.text_tower}", ("text_tower",))
+        if self.num_frames == 1:
+            yield Unused("temporal", "num_frames is 1", ("num_frames",))
         texts = label_texts.load(self.prompt)
         if not any(texts.negative.values()):
             why = f"prompt {texts.id} has no negative texts"
@@ -256,10 +261,13 @@ class Settings(Training, EvaluationSettings):
         if texts.several:
             why = f"a picture may have several labels of {texts.space.id}"
             yield Unused("margins", why, ("prompt",))
-        if self.select == "last" and self.wise_alpha != "auto":
-            why = "select is last and wise_alpha is a number, so nothing is chosen on held-out rows"
-            yield Unused("validation_share", why, ("select", "wise_alpha"))
-            yield Unused("validation_split", why, ("select", "wise_alpha"))
+        if self.checkpoint_selection == "last" and self.wise_ft_alpha != "auto":
+            why = (
+                "checkpoint_selection is last and wise_ft_alpha is a number, so nothing is chosen "
+                "on held-out rows"
+            )
+            yield Unused("validation_share", why, ("checkpoint_selection", "wise_ft_alpha"))
+            yield Unused("validation_split", why, ("checkpoint_selection", "wise_ft_alpha"))
 
 
 @dataclass(frozen=True, kw_only=True)

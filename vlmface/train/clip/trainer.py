@@ -118,7 +118,7 @@ class ClipTrainer(Resumable, Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.lr_scheduler is None and self.settings.schedule == "steps":
+        if self.lr_scheduler is None and self.settings.lr_scheduler == "steps":
             an_epoch = num_training_steps / self.settings.epochs
             steps = [round(epoch * an_epoch) for epoch in self.settings.milestones]
             stepped: Any = optimizer or self.optimizer
@@ -144,10 +144,10 @@ def part_of(name: str) -> str:
     name = name.removeprefix("classifier.").replace("base_model.model.", "")
     for part, beginnings in (
         ("scale", ("model.logit_scale", "model.logit_bias")),
-        ("image", ("model.visual.",)),
-        ("text", ("model.",)),
+        ("image_tower", ("model.visual.",)),
+        ("text_tower", ("model.",)),
         ("prompts", ("contexts.",)),
-        ("time", ("over_time.",)),
+        ("temporal", ("over_time.",)),
         ("fusion", ("fusion.",)),
         ("affect", ("affect.",)),
     ):
@@ -177,7 +177,7 @@ def parameter_groups(module: nn.Module, settings: Training) -> list[dict[str, An
     for name, parameter in named:
         part = part_of(name)
         rate = settings.learning_rates.get(part, settings.learning_rate)
-        if part == "image":
+        if part == "image_tower":
             rate *= settings.layer_decay ** depth_of(name, layers)
         groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)
     return [
@@ -205,8 +205,8 @@ def train(
         classifier: to train.
         rows: their `images`, or their `image`, are the input.
         settings: of the run.
-        held_out: rows to select an epoch on if `settings.select` is best: the weights of the best
-            epoch are kept.
+        held_out: rows to select an epoch on if `settings.checkpoint_selection` is best: the weights
+            of the best epoch are kept.
 
     Returns:
         What `sft.train` returns, with "labels": {label: rows} and, if an epoch was selected,
@@ -218,15 +218,17 @@ def train(
     rows, targets, affects, left_out = labelled(rows, classifier.texts)
     data: Any = ImageDataset(rows, classifier.clip, settings.cache_gib)
     model = ClassifierWithLoss(classifier, targets, affects, settings)
-    if settings.image == "frozen" and settings.augment == "none":
+    if settings.image_tower == "frozen" and settings.augment == "none":
         model.features = all_features(classifier.clip, data, settings.eval_batch_size)
         data = RowNumbers(len(data))
     if settings.gradient_checkpointing:
         classifier.model.set_grad_checkpointing()
     validation = None
-    if settings.select == "best":
+    if settings.checkpoint_selection == "best":
         if held_out is None:
-            raise UserError("select is best, but there are no held-out rows to choose an epoch on")
+            raise UserError(
+                "checkpoint_selection is best, but there are no held-out rows to choose an epoch on"
+            )
         validation = HeldOutSet.of(
             classifier, held_out, settings.eval_batch_size, settings.cache_gib
         )
@@ -280,7 +282,7 @@ def fit(
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant" if settings.schedule == "steps" else settings.schedule,
+        lr_scheduler_type="constant" if settings.lr_scheduler == "steps" else settings.lr_scheduler,
         warmup_steps=settings.warmup_steps,
         max_grad_norm=settings.max_grad_norm,
         bf16=distributed.mixed_precision(),

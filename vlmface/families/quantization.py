@@ -11,20 +11,21 @@ from typing import Any, Literal
 from vlmface.errors import UserError
 from vlmface.families.modules import ModulePaths, paths
 
-Quantize = Literal["nf4"]
+Quantization = Literal["nf4"]
 
 
 def options(
-    quantize: Quantize | None, module_paths: ModulePaths, *, dtype: Any, device: Any
+    quantization: Quantization | None, module_paths: ModulePaths, *, dtype: Any, device: Any
 ) -> dict[str, Any]:
-    """Keyword arguments for `from_pretrained`: none without `quantize`.
+    """Keyword arguments for `from_pretrained`: none without `quantization`.
 
-    The linear layers of the llm become NF4 with quantised constants, and compute in `dtype`
-    (float32 if None). Tower, projector and head stay as they are: transformers would quantise the
-    first two by default, and keeps the head out by itself only where nothing else is named.
+    The linear layers of the language model become NF4 with quantised constants, and compute in
+    `dtype` (float32 if None). Tower, projector and head stay as they are: transformers would
+    quantise the first two by default, and keeps the head out by itself only where nothing else is
+    named.
 
     Args:
-        quantize: "nf4", or None.
+        quantization: "nf4", or None.
         module_paths: `Family.MODULE_PATHS`.
         dtype: The torch dtype of the layers that are not quantised.
         device: Where the model will stay.
@@ -32,20 +33,20 @@ def options(
     Raises:
         UserError: bitsandbytes is not installed.
     """
-    if quantize is None:
+    if quantization is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"quantize is {quantize}, but bitsandbytes is not installed: pip install "
-            "'vlmface[qlora]', or set quantize: null"
+            f"quantization is {quantization}, but bitsandbytes is not installed: pip install "
+            "'vlmface[qlora]', or set quantization: null"
         )
     import torch
     from transformers import BitsAndBytesConfig
 
-    whole = [path for part in ("tower", "projector") for path in paths(module_paths, part)]
+    whole = [path for part in ("vision_tower", "projector") for path in paths(module_paths, part)]
     config = BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=quantize,
+        bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype or torch.float32,
         llm_int8_skip_modules=[*(rf"(?:.*\.)?{re.escape(path)}" for path in whole), "lm_head"],
