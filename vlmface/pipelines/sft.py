@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a vision-language model: prepare, evaluate, train, evaluate, report.
 
-The recipes sft_cot, sft_attributes and context_emotion are this pipeline with other settings.
-`vlmface inspect` and the memory estimate call its preparation.
+The recipes sft_cot, sft_labels, sft_attributes and context_emotion are this pipeline with other
+settings. `vlmface inspect` and the memory estimate call its preparation.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class PolicySettings(Checked):
 class SFTSettings(
     RunSettings, EvaluationSettings, OptimizerSettings, PolicySettings, DatasetSettings
 ):
-    """One run of recipes/sft_cot.py or recipes/sft_attributes.py.
+    """One run of recipes/sft_cot.py, recipes/sft_labels.py or recipes/sft_attributes.py.
 
     Args:
         base_model: checkpoint folder, or model id on the hub
