@@ -6,7 +6,7 @@ python app/demo.py --model runs/sft_cot
 from __future__ import annotations
 
 from vlmface.demo.command import main
-from vlmface.utils.config import command
+from vlmface.utils.config import run_main
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

@@ -9,7 +9,6 @@ test split is read once.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import time
@@ -27,7 +26,7 @@ from vlmface.label_spaces import EMOTIONS, SPACES
 from vlmface.metrics import metrics
 from vlmface.synth.dataset import DEFAULT_N, VERSION
 from vlmface.utils import distributed, files
-from vlmface.utils.config import command, option
+from vlmface.utils.config import ArgumentParser, option, run_main
 from vlmface.utils.ranges import Count, Seed
 
 
@@ -68,10 +67,10 @@ class Network(nn.Module):
 
 def main(argv: Sequence[str]) -> int:
     distributed.check_alone("eval/baseline_cnn.py")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    option(parser, "--n_train", Count, default=DEFAULT_N["train"])
-    option(parser, "--n_test", Count, default=DEFAULT_N["test"])
+    option(parser, "--n-train", Count, default=DEFAULT_N["train"])
+    option(parser, "--n-test", Count, default=DEFAULT_N["test"])
     option(parser, "--epochs", Count, default=12)
     option(parser, "--seed", Seed, default=0)
     arguments = parser.parse_args(argv)
@@ -147,4 +146,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

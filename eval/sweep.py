@@ -6,7 +6,7 @@ python eval/sweep.py --models runs/sft_cot --prompts face_cot,expllm,r1_omni --o
 from __future__ import annotations
 
 from vlmface.evaluate.sweep import main
-from vlmface.utils.config import command
+from vlmface.utils.config import run_main
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

@@ -23,18 +23,20 @@ VLM_CONFIG, CLIP_CONFIG = "context_vlm_tiny", "clip_caer_tiny"
 
 
 def main(argv: Sequence[str]) -> int:
-    model = config.peek("model", argv, default=VLM_CONFIG) or "vlm"
+    model = config.read_field("model", argv, default=VLM_CONFIG) or "vlm"
     usage = __doc__ or ""
     if model == "vlm":
-        settings = config.parse(context_ablation.Settings, argv, default=VLM_CONFIG, usage=usage)
+        settings = config.load_config(
+            context_ablation.Settings, argv, default=VLM_CONFIG, usage=usage
+        )
         return context_ablation.run_vlm(settings)
     if model == "clip-caer":
         from vlmface.train.clip.settings import ContextSettings  # needs open_clip
 
-        clip_settings = config.parse(ContextSettings, argv, default=CLIP_CONFIG, usage=usage)
+        clip_settings = config.load_config(ContextSettings, argv, default=CLIP_CONFIG, usage=usage)
         return context_ablation.run_clip(clip_settings)
     raise UserError(f"model is {model!r}: use one of vlm, clip-caer")
 
 
 if __name__ == "__main__":
-    config.command(main)
+    config.run_main(main)

@@ -18,9 +18,11 @@ from vlmface.utils import config, distributed
 
 def main(argv: Sequence[str]) -> int:
     distributed.check_alone("recipes/facial_r1_loop.py")
-    settings = config.parse(loop.Settings, argv, default="facial_r1_loop", usage=__doc__ or "")
+    settings = config.load_config(
+        loop.Settings, argv, default="facial_r1_loop", usage=__doc__ or ""
+    )
     return loop.run(settings)
 
 
 if __name__ == "__main__":
-    config.command(main)
+    config.run_main(main)

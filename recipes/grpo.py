@@ -19,9 +19,9 @@ from vlmface.utils import config
 
 
 def main(argv: Sequence[str]) -> int:
-    settings = config.parse(Settings, argv, default="grpo_tiny", usage=__doc__ or "")
+    settings = config.load_config(Settings, argv, default="grpo_tiny", usage=__doc__ or "")
     return grpo.run(settings)
 
 
 if __name__ == "__main__":
-    config.command(main)
+    config.run_main(main)

@@ -19,9 +19,11 @@ from vlmface.utils import config
 
 
 def main(argv: Sequence[str]) -> int:
-    settings = config.parse(SFTSettings, argv, default="sft_attributes_tiny", usage=__doc__ or "")
+    settings = config.load_config(
+        SFTSettings, argv, default="sft_attributes_tiny", usage=__doc__ or ""
+    )
     return sft.run("sft_attributes", settings)
 
 
 if __name__ == "__main__":
-    config.command(main)
+    config.run_main(main)

@@ -19,11 +19,11 @@ from vlmface.utils import config, distributed
 
 def main(argv: Sequence[str]) -> int:
     distributed.check_alone("recipes/synthesize.py")
-    settings = config.parse(
+    settings = config.load_config(
         synthesize.Settings, argv, default="synthesize_tiny", usage=__doc__ or ""
     )
     return synthesize.run(settings)
 
 
 if __name__ == "__main__":
-    config.command(main)
+    config.run_main(main)

@@ -86,8 +86,8 @@ def main(argv: list[str]) -> int:
     python = folder / "bin" / "python"
 
     def run(*words: str) -> str:
-        done = subprocess.run([python, *words], check=True, stdout=subprocess.PIPE, text=True)
-        return done.stdout.strip()
+        process = subprocess.run([python, *words], check=True, stdout=subprocess.PIPE, text=True)
+        return process.stdout.strip()
 
     run("-m", "pip", "install", "-q", "--upgrade", "pip")
     run("-m", "pip", "install", "-q", *PACKAGES)

@@ -31,9 +31,9 @@ def corpus() -> list[str]:
     from vlmface.rationale import rules
 
     texts = [
-        rules.write(aus, emotion, form=form, seed=seed)
+        rules.write(aus, emotion, format=format, seed=seed)
         for aus, emotion in FACES
-        for form in ("think_answer", "three_part")
+        for format in ("think_answer", "three_part")
         for seed in range(20)
     ]
     for name in ("face_cot", "expllm", "expllm_label"):
@@ -67,7 +67,7 @@ def log_likelihoods(predictor: Any, images: Any, rationale: str = "") -> dict[st
     """Log-likelihoods of the labels by one full forward pass for each."""
     scores = {}
     for label in predictor.prompt.space.labels:
-        text = predictor.prompt.wrap(rationale, label)
+        text = predictor.prompt.completion(rationale, label)
         row = encode.encode(predictor.processor, predictor.family, predictor.messages, images, text)
         batch = encode.Collator(predictor.processor, predictor.family)([row])
         labels = batch.pop("labels")[0, 1:]

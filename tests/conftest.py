@@ -38,9 +38,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vlmface.rationale import rules
 
     corpus = [
-        rules.write(aus, emotion, form=form, seed=seed)
+        rules.write(aus, emotion, format=format, seed=seed)
         for aus, emotion in FACES
-        for form in ("think_answer", "three_part")
+        for format in ("think_answer", "three_part")
         for seed in range(20)
     ]
     for name in ("face_cot", "expllm", "expllm_label"):

@@ -32,7 +32,7 @@ class Reply:
 
 
 @dataclass
-class Asked:
+class TeacherRequest:
     """A request as the server saw it: which of all it is, and which about its face."""
 
     number: int
@@ -59,9 +59,11 @@ class Asked:
 class FakeTeacher:
     """`behave(asked)` returns a Reply, or None for a right answer. Counts what it saw."""
 
-    def __init__(self, behave: Callable[[Asked], Reply | None] = lambda asked: None) -> None:
+    def __init__(
+        self, behave: Callable[[TeacherRequest], Reply | None] = lambda asked: None
+    ) -> None:
         self.behave = behave
-        self.asked: list[Asked] = []
+        self.requests: list[TeacherRequest] = []
         self.models = ["teacher"]  # what it says that it serves
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -92,10 +94,12 @@ class FakeTeacher:
         with self.lock:
             face = next(m for m in body["messages"] if m["role"] == "user")["content"][0]
             face = face["image_url"]["url"]
-            before = sum(asked.face == face for asked in self.asked)
+            before = sum(asked.face == face for asked in self.requests)
             headers = {name.lower(): value for name, value in handler.headers.items()}
-            asked = Asked(len(self.asked), before, face, body, headers | {"path": handler.path})
-            self.asked.append(asked)
+            asked = TeacherRequest(
+                len(self.requests), before, face, body, headers | {"path": handler.path}
+            )
+            self.requests.append(asked)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
         reply = self.behave(asked) or Reply()

@@ -164,7 +164,7 @@ def install() -> None:
     random model's completions are all worth the same."""
     from vlmface.infer import sampling
     from vlmface.train.group_trainer import GroupTrainer
-    from vlmface.train.rewards import Judge
+    from vlmface.train.rewards import RewardScorer
 
     original = transformers.Trainer.__init__
 
@@ -195,7 +195,7 @@ def install() -> None:
         return [letters for _ in self.rewards]
 
     transformers.Trainer.__init__ = init  # type: ignore[method-assign]
-    Judge.functions = functions  # type: ignore[method-assign]
+    RewardScorer.functions = functions  # type: ignore[method-assign]
     GroupTrainer._rollouts = answered  # type: ignore[method-assign]
 
 

@@ -86,4 +86,4 @@ if __name__ == "__main__":
             spoil(int(os.environ[variable]), variable == "INF_AT")
     if "FSDP_ON_CPU" in os.environ:
         fsdp_on_cpu()
-    config.command(load_script("recipes/sft_cot.py").main)
+    config.run_main(load_script("recipes/sft_cot.py").main)

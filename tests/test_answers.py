@@ -20,7 +20,7 @@ from vlmface.rationale import rules
 CASES = yaml.safe_load((Path(__file__).parent / "answers_cases.yaml").read_text(encoding="utf-8"))
 KINDS = yaml.safe_load((Path(__file__).parent / "answers_by_kind.yaml").read_text(encoding="utf-8"))
 SPACE = label_spaces.SPACES["emotion8"]
-forms = st.sampled_from(answers.FORMATS)
+formats = st.sampled_from(answers.FORMATS)
 labels = st.sampled_from(SPACE.labels)
 aus = st.sets(st.sampled_from(facs.AU_NUMBERS), min_size=1)
 # Text that is likely to meet the parser's own vocabulary.
@@ -57,11 +57,11 @@ messy = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map
 @pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case["text"])[:60])
 def test_case(case: dict) -> None:
     space = label_spaces.SPACES[case.get("space", "emotion8")]
-    answer = answers.parse(case["text"], space, case.get("form", "think_answer"))
+    answer = answers.parse(case["text"], space, case.get("format", "think_answer"))
     found = {"status": answer.status, "label": answer.label}
     found |= {"aus": list(answer.aus), "negated": list(answer.negated_aus)}
     expected = {"status": case["status"], "label": case.get("label")}
-    if case.get("form") in answers.MULTI_LABEL_FORMATS:
+    if case.get("format") in answers.MULTI_LABEL_FORMATS:
         found["label"] = list(answer.labels)
         expected["label"] = case.get("labels", [])
     expected |= {"aus": case.get("aus", []), "negated": case.get("negated", [])}
@@ -75,11 +75,11 @@ def test_each_kind_of_text_is_read_as_a_careful_person_would(kind: str) -> None:
             found = answers.mentioned_aus(text)
             assert [list(part) for part in found] == [sorted(part) for part in expected], text
             continue
-        for form, whole in (
+        for format, whole in (
             ("label", text),
             ("think_answer", f"<think>x</think><answer>{text}</answer>"),
         ):
-            answer = answers.parse(whole, SPACE, form)
+            answer = answers.parse(whole, SPACE, format)
             assert (answer.label or answer.status) == expected[0], whole
 
 
@@ -153,31 +153,33 @@ def test_a_rule_written_text_that_names_a_denial() -> None:
 def test_table_is_large_and_covers_every_status() -> None:
     assert len(CASES) >= 80
     assert {case["status"] for case in CASES} == set(answers.STATUSES)
-    assert {case.get("form", "think_answer") for case in CASES} == set(answers.FORMATS)
+    assert {case.get("format", "think_answer") for case in CASES} == set(answers.FORMATS)
 
 
-@given(st.text() | messy, forms)
-def test_any_text_gives_a_consistent_answer(text: str, form: str) -> None:
-    answer = answers.parse(text, SPACE, form)
+@given(st.text() | messy, formats)
+def test_any_text_gives_a_consistent_answer(text: str, format: str) -> None:
+    answer = answers.parse(text, SPACE, format)
     assert answer.status in answers.STATUSES
     assert bool(answer.labels) == (answer.status in ("strict", "lenient"))
     assert list(answer.labels) == [one for one in SPACE.labels if one in answer.labels]
     assert answer.label == (answer.labels[0] if len(answer.labels) == 1 else None)
-    assert len(answer.labels) <= 1 or form in answers.MULTI_LABEL_FORMATS
+    assert len(answer.labels) <= 1 or format in answers.MULTI_LABEL_FORMATS
     assert not set(answer.aus) & set(answer.negated_aus)
     assert set(answer.aus + answer.negated_aus) <= set(facs.AU_NUMBERS)
     assert list(answer.aus) == sorted(answer.aus)
-    assert answer == answers.parse(text, SPACE, form)
+    assert answer == answers.parse(text, SPACE, format)
 
 
-@given(labels, forms, st.sampled_from(["The lips are parted (AU25). This is a sentence.", "One."]))
-def test_what_is_written_is_read_strictly(label: str, form: str, rationale: str) -> None:
-    text = answers.completion_prefix(rationale, form) + label + answers.SUFFIX[form]
-    answer = answers.parse(text, SPACE, form)
+@given(
+    labels, formats, st.sampled_from(["The lips are parted (AU25). This is a sentence.", "One."])
+)
+def test_what_is_written_is_read_strictly(label: str, format: str, rationale: str) -> None:
+    text = answers.completion_prefix(rationale, format) + label + answers.SUFFIX[format]
+    answer = answers.parse(text, SPACE, format)
     assert (answer.status, answer.label) == ("strict", label)
     assert (
         rationale.split(". ")[0] in answer.rationale
-        if answers.has_rationale(form)
+        if answers.has_rationale(format)
         else answer.rationale == ""
     )
 
@@ -203,14 +205,14 @@ EMOTIC = label_spaces.SPACES["emotic26"]
 
 @given(several, st.sampled_from(answers.MULTI_LABEL_FORMATS))
 def test_several_labels_in_any_order_are_read_in_that_of_the_space(
-    labels: list[str], form: str
+    labels: list[str], format: str
 ) -> None:
     text = (
-        answers.completion_prefix("Seen.", form)
+        answers.completion_prefix("Seen.", format)
         + answers.join_labels(labels)
-        + answers.SUFFIX[form]
+        + answers.SUFFIX[format]
     )
-    answer = answers.parse(text, EMOTIC, form)
+    answer = answers.parse(text, EMOTIC, format)
     assert answer.status == "strict"
     assert answer.labels == tuple(one for one in EMOTIC.labels if one in labels)
     assert answer.text_labels == ", ".join(answer.labels)
@@ -317,8 +319,8 @@ def test_denied_aus(numbers: set[int]) -> None:
 )
 def test_long_degenerate_texts_are_read_fast(text: str) -> None:
     start = time.process_time()
-    for form in answers.FORMATS:
-        assert answers.parse(text, SPACE, form).label is None
+    for format in answers.FORMATS:
+        assert answers.parse(text, SPACE, format).label is None
     assert time.process_time() - start < 2
 
 
@@ -335,11 +337,11 @@ def test_answers_are_frozen() -> None:
         answer.label = "fear"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("form", answers.FORMATS)
+@pytest.mark.parametrize("format", answers.FORMATS)
 @given(st.data())
-def test_what_a_server_is_held_to_is_strict(form: str, data: st.DataObject) -> None:
+def test_what_a_server_is_held_to_is_strict(format: str, data: st.DataObject) -> None:
     space = label_spaces.space("emotion8")
-    text = data.draw(st.from_regex(answers.constraint_regex(space, form), fullmatch=True))
-    answer = answers.parse(text, space, form)
+    text = data.draw(st.from_regex(answers.constraint_regex(space, format), fullmatch=True))
+    answer = answers.parse(text, space, format)
     assert answer.status == "strict" and set(answer.labels) <= set(space.labels)
     assert answers.join_labels(answer.labels) in text  # in the order of the space, as targets are

@@ -113,7 +113,7 @@ def questions(benchmark: benchmarks.Benchmark) -> list[Prompt]:
         Prompt(
             f"asks_{space.id}",
             1,
-            "labels" if space.several else form,
+            "labels" if space.multi_label else form,
             space.id,
             "{candidates}?",
             "test",
@@ -157,7 +157,7 @@ def evaluate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: 
         moved = ", ".join(map(facs.name, sorted(named))) or "Nothing"
         for prompt, label in zip(asked, labels, strict=True):
             other = next(word for word in prompt.space.labels if word != label)
-            texts[prompt.id].append(prompt.wrap(f"{moved} moved.", label if right else other))
+            texts[prompt.id].append(prompt.completion(f"{moved} moved.", label if right else other))
     monkeypatch.setattr(LocalModel, "load", lambda *_, **__: Scripted(texts, asked))
     protocol = tmp_path / "protocol.yaml"
     fields = {k: v for k, v in dataclasses.asdict(benchmark).items() if v is not None}
@@ -191,8 +191,8 @@ def test_a_protocol_asks_for_what_its_data_set_has(name: str) -> None:
         if benchmark.kinds.intersection(metric.applies_to)
     }
     assert bool(benchmark.au_set) == ("au_f1" in scored)
-    assert any(space.several for space in benchmark.spaces) == ("map" in scored)
-    assert any(not space.several for space in benchmark.spaces) == ("accuracy" in scored)
+    assert any(space.multi_label for space in benchmark.spaces) == ("map" in scored)
+    assert any(not space.multi_label for space in benchmark.spaces) == ("accuracy" in scored)
 
 
 def test_every_data_set_with_a_miniature_has_its_truth_here() -> None:
@@ -211,7 +211,7 @@ def test_label_spaces_cover_the_labels_of_all_splits(name: str, tmp_path: Path) 
                     sample.age if space.field == "age_group" else None
                 )
                 labels = sample.labels(space)
-                assert len(labels) <= 1 or space.several
+                assert len(labels) <= 1 or space.multi_label
                 assert (not labels) == (annotated is None), f"{sample.id}: {annotated}"
                 labelled |= {space.id} if labels else set()
     assert labelled == {space.id for space in benchmark.spaces}
@@ -228,8 +228,8 @@ def test_right_answers_score_one_and_wrong_ones_nothing(
         assert ("au" in scores) == bool(benchmark.au_set)
         blocks = scores.get("attributes", {}) | {"emotion": scores.get("emotion")}
         scored = {field: block for field, block in blocks.items() if block}
-        assert set(scored) == {space.field for space in benchmark.spaces if not space.several}
-        assert ("labels" in scores) == any(space.several for space in benchmark.spaces)
+        assert set(scored) == {space.field for space in benchmark.spaces if not space.multi_label}
+        assert ("labels" in scores) == any(space.multi_label for space in benchmark.spaces)
         if found := scores.get("labels"):
             assert found["n"] == scores["n"] == len(LABELS[name])
             assert found["jaccard"] == found["f1_macro"] == found["exact_match"] == expected
@@ -331,16 +331,18 @@ def test_without_labels_an_emotion_in_the_data_is_not_scored() -> None:
     prompt = prompts.load("expllm")  # cannot say contempt
     line = {
         "id": sample.id,
-        "truth": answering.truth(sample, benchmark),
+        "truth": answering.ground_truth(sample, benchmark),
         "prompt": prompt.id,
         "label": "disgust",
         "status": "strict",
         "aus": [14],
         "latency_s": 0.0,
     }
-    scores = evaluation.score([line], benchmark, [prompt], model="x")
+    scores = evaluation.compute_metrics([line], benchmark, [prompt], model="x")
     assert "emotion" not in scores and scores["au"]["f1_macro"] == 1
-    assert answering.truth(sample, benchmarks.load_benchmark("synth"))["emotion"] == "contempt"
+    assert (
+        answering.ground_truth(sample, benchmarks.load_benchmark("synth"))["emotion"] == "contempt"
+    )
 
 
 # --- published results ----------------------------------------------------------------------------
@@ -352,7 +354,7 @@ def test_published_results_are_of_what_the_benchmark_scores() -> None:
         assert benchmark.published == entries != []
         fields = {space.field for space in benchmark.spaces}
         may = fields & set(benchmarks.ATTRIBUTES) | ({"au_f1_macro"} if benchmark.au_set else set())
-        if any(space.several for space in benchmark.spaces):
+        if any(space.multi_label for space in benchmark.spaces):
             may |= {"map"}
         elif fields & {"emotion", "context"}:
             may |= {"accuracy", "uar", "f1_macro"}
@@ -412,11 +414,11 @@ def test_the_table_of_the_docs_says_what_the_files_say() -> None:
         whole = not benchmark.protocol.keys() & {"part", "classes"}
         if whole and "rows" in published.get(benchmark.split, {}):
             assert faces.startswith(f"{published[benchmark.split]['rows']:,}"), name
-        named = (f"`{s.id}`" + ", several a person" * s.several for s in benchmark.spaces)
+        named = (f"`{s.id}`" + ", several a person" * s.multi_label for s in benchmark.spaces)
         assert labels == (", ".join(named) or "–")
         assert aus == (str(len(benchmark.au_set)) if benchmark.au_set else "–")
         assert ("AU F1" in metrics) == bool(benchmark.au_set)
-        assert ("mAP" in metrics) == any(space.several for space in benchmark.spaces)
-        assert ("accuracy" in metrics) == any(not space.several for space in benchmark.spaces)
+        assert ("mAP" in metrics) == any(space.multi_label for space in benchmark.spaces)
+        assert ("accuracy" in metrics) == any(not space.multi_label for space in benchmark.spaces)
         assert (f"mean of {benchmark.folds} folds" in metrics) == (benchmark.folds is not None)
         assert source

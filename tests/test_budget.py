@@ -73,8 +73,8 @@ def test_images_shrink_as_far_as_needed_and_no_row_is_lost(
     fit(data, processor, qwen_vl, limit)
     said = capsys.readouterr().out
     assert "otherwise 2 of 4 rows would not fit max_length" in said
-    found, left_out = encoded(data, processor, qwen_vl, limit)
-    assert len(found) == 4 and not left_out
+    found, skipped = encoded(data, processor, qwen_vl, limit)
+    assert len(found) == 4 and not skipped
     # Answers are whole, small images as they were, large ones as large as they may be.
     for before, after in zip(whole, found, strict=True):
         for labels in (before["labels"], after["labels"]):
@@ -104,8 +104,8 @@ def test_a_hopeless_row_costs_the_others_nothing(qwen: Path) -> None:
     limit = whole["length"][0] + 5
     fit(data, processor, qwen_vl, limit)
     assert qwen_vl.describe_image(processor) == before
-    found, left_out = encoded(data, processor, qwen_vl, limit)
-    assert found["row"][:] == [0] and left_out == {"too_long": 1}
+    found, skipped = encoded(data, processor, qwen_vl, limit)
+    assert found["row"][:] == [0] and skipped == {"too_long": 1}
 
 
 def test_no_image_gets_fewer_than_64_tokens(qwen: Path) -> None:
@@ -125,8 +125,8 @@ def test_tiles_become_fewer(smol: Path) -> None:
     tiles = smolvlm.describe_image(processor)["tiles"]
     limit = max(whole["length"]) - 60
     fit(data, processor, smolvlm, limit)
-    found, left_out = encoded(data, processor, smolvlm, limit)
-    assert len(found) == 2 and not left_out
+    found, skipped = encoded(data, processor, smolvlm, limit)
+    assert len(found) == 2 and not skipped
     assert 2 < smolvlm.describe_image(processor)["tiles"] < tiles
 
 

@@ -67,7 +67,7 @@ def main(argv):
     print("loop", flush=True)
     return subprocesses.run([sys.executable, "-c", {stage!r}])
 
-config.command(main)
+config.run_main(main)
 """
 STAGE = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {STAGE}"

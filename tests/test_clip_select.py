@@ -97,7 +97,7 @@ def test_best_epoch_is_kept(tmp_path, rows, whole):
     best = scores.index(max(scores))
     assert best < 4, "the test shows nothing if the last epoch is the best"
     assert found["selected"] == lines[best]
-    held = HeldOutSet.of(model, rows[1], 100, 0)
+    held = HeldOutSet.from_rows(model, rows[1], 100, 0)
     assert held.uar() == pytest.approx(max(scores))
     assert held.features is not None  # the second time they are at hand
     assert held.uar() == pytest.approx(max(scores))

@@ -77,8 +77,8 @@ def published_logits(model: Classifier, pixels: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def caer() -> tuple[Classifier, Settings]:
     """The configuration that ships, over a ViT-B/32 that has learnt nothing."""
-    file = config.find("clip_caer_raer")
-    chosen = config.build(ContextSettings, config.read(file), where=file.name)
+    file = config.find_config("clip_caer_raer")
+    chosen = config.from_dict(ContextSettings, config.read_yaml(file), where=file.name)
     chosen.check()
     torch.manual_seed(0)
     name = chosen.base_model.partition("/")[0]

@@ -32,13 +32,13 @@ class Small:
 
 
 def build(**values: object) -> Small:
-    return config.build(Small, {"name": "x", **values}, where="a test")
+    return config.from_dict(Small, {"name": "x", **values}, where="a test")
 
 
 def parse(tmp_path: Path, text: str, *argv: str) -> Small:
     file = tmp_path / "small.yaml"
     file.write_text(text)
-    return config.parse(Small, ["--config", str(file), *argv], default="none", usage="usage")
+    return config.load_config(Small, ["--config", str(file), *argv], default="none", usage="usage")
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_what_is_missing_or_odd_is_an_error(tmp_path: Path) -> None:
 
 def test_an_unknown_file_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'sft_cot_tny' \(did you mean 'sft_cot_tiny'\?\)"):
-        config.find("sft_cot_tny")
-    assert config.find("sft_cot_tiny") == config.find("sft_cot_tiny.yaml")
+        config.find_config("sft_cot_tny")
+    assert config.find_config("sft_cot_tiny") == config.find_config("sft_cot_tiny.yaml")
 
 
 def test_help_shows_the_values_that_would_be_used(
@@ -152,7 +152,7 @@ SHIPPED = sorted((ROOT / "recipes/configs").rglob("*.yaml"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> None:
     recipe = next(name for name in RECIPES if name in path.stem)
-    settings = config.build(RECIPES[recipe], config.read(path), where=str(path))
+    settings = config.from_dict(RECIPES[recipe], config.read_yaml(path), where=str(path))
     config.refuse_unused(settings, ())
     if recipe == "facial_r1_loop":  # each stage's own fields, over a configuration that is shipped
         for stage, kind in (
@@ -161,8 +161,8 @@ def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> 
             ("synthesize", RECIPES["synthesize"]),
         ):
             fields = dict(getattr(settings, stage))
-            shipped = config.read(ROOT / f"recipes/configs/{fields.pop('config')}.yaml")
-            config.build(kind, shipped | fields, where=str(path))
+            shipped = config.read_yaml(ROOT / f"recipes/configs/{fields.pop('config')}.yaml")
+            config.from_dict(kind, shipped | fields, where=str(path))
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
     # a recipe's default need not be named
@@ -175,7 +175,7 @@ def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> 
 
 def test_facial_r1_runs_as_published() -> None:
     path = ROOT / "recipes/configs/grpo_facial_r1.yaml"
-    settings = config.build(grpo.Settings, config.read(path), where="")
+    settings = config.from_dict(grpo.Settings, config.read_yaml(path), where="")
     assert (
         settings.num_generations,
         settings.beta,
@@ -191,7 +191,7 @@ def test_facial_r1_runs_as_published() -> None:
 
 def test_llava_runs_as_published() -> None:
     path = ROOT / "recipes/configs/sft_cot_llava.yaml"
-    settings = config.build(SFTSettings, config.read(path), where="")
+    settings = config.from_dict(SFTSettings, config.read_yaml(path), where="")
     assert settings.num_processes is not None
     assert (
         settings.batch_size * settings.gradient_accumulation * settings.num_processes,
@@ -201,7 +201,7 @@ def test_llava_runs_as_published() -> None:
         settings.learning_rate,
         settings.weight_decay,
         settings.epochs,
-        settings.policy,
+        settings.trainable,
     ) == (
         128,
         8,
@@ -216,18 +216,18 @@ def test_llava_runs_as_published() -> None:
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
-    config.save(build(rate=1.0), tmp_path)
-    config.compare(build(rate=1.0), tmp_path)
+    config.save_config(build(rate=1.0), tmp_path)
+    config.check_config(build(rate=1.0), tmp_path)
     with pytest.raises(UserError, match=r"rate = 1\.0, but now rate = 2\.0"):
-        config.compare(build(rate=2.0), tmp_path)
-    config.compare(build(rate=2.0), tmp_path, free=("rate",))
+        config.check_config(build(rate=2.0), tmp_path)
+    config.check_config(build(rate=2.0), tmp_path, ignore=("rate",))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
 def test_damaged_settings_are_one_message(text: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(UserError, match=r"cannot read .*settings\.json"):
-        config.compare(build(), tmp_path)
+        config.check_config(build(), tmp_path)
 
 
 # --- the meaning of every field -------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_comments_are_the_help_texts(path: Path) -> None:
             assert setting[2] == config.comment(cls, setting[1])
             commented.add(setting[1])
     if path.stem.endswith("_tiny"):
-        assert commented >= set(config.read(path)) - {"limitations"}
+        assert commented >= set(config.read_yaml(path)) - {"limitations"}
 
 
 # Settings whose options argparse explains, in vlmface/rationale/cli.py and vlmface/cli.py.

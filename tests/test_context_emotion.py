@@ -270,7 +270,7 @@ def test_person_context_and_both_with_several_labels(
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     asked = {arm: manifest.load(tmp_path / "run" / arm)[1][0] for arm in ("face", "scene", "both")}
     assert [one.id for one in asked.values()] == ["emotic_person", "emotic_scene", "emotic_both"]
-    assert all(one.form == "labels" for one in asked.values())
+    assert all(one.format == "labels" for one in asked.values())
     table = (tmp_path / "run" / "ablation.md").read_text()
     assert "| shown | mAP | Jaccard index |" in table and "McNemar" not in table
     scores = json.loads((tmp_path / "run" / "both" / "metrics.json").read_text())["after"]
@@ -330,10 +330,10 @@ def test_the_command_says_that_the_scene_alone_was_judged(
 def test_a_server_is_sent_every_view(run_dir: Path) -> None:
     with (
         FakeTeacher(lambda asked: Reply("Fatigue")) as server,
-        Predictor.load(server.url, run=run_dir) as predictor,
+        Predictor.load(server.url, run_dir=run_dir) as predictor,
     ):
         (report,) = predictor.predict([picture(3, (120, 80))], boxes=[BOX])
-        sent = server.asked[0].body["messages"][-1]["content"]
+        sent = server.requests[0].body["messages"][-1]["content"]
     assert [part["type"] for part in sent] == ["image_url", "image_url", "text"]
     assert sent[0] != sent[1]
     assert report.attributes == {"context": "Fatigue"}

@@ -78,7 +78,7 @@ def test_the_recipe_trains_on_it_and_the_run_is_evaluated_on_it(name, tmp_path, 
             {
                 "id": "asked",
                 "version": 1,
-                "form": "label",
+                "format": "label",
                 "label_space": space,
                 "system": None,
                 "user": question,

@@ -69,7 +69,7 @@ def test_labels_beyond_the_scale_are_counted(tmp_path):
 def test_the_26_categories():
     space = label_spaces.SPACES["emotic26"]
     assert len(space.labels) == 26 and space.field == "context"
-    assert space.canonical("doubt / confusion") == "Doubt/Confusion"
+    assert space.match("doubt / confusion") == "Doubt/Confusion"
 
 
 def test_what_is_wrong_with_a_copy_is_named(tmp_path):

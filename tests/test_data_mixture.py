@@ -199,4 +199,4 @@ def test_the_recipe_trains_on_a_mixture_and_its_manifest_knows_it(folder, sft_co
     manifest = json.loads((tmp_path / "run" / "vlmface.json").read_text())
     assert manifest["dataset"]["fingerprint"] == data.fingerprint(rows)
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert scores["train"]["left_out"] == {"no_aus": 7}  # of RAF-DB, which annotates none
+    assert scores["train"]["skipped"] == {"no_aus": 7}  # of RAF-DB, which annotates none

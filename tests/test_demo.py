@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply
+from fake_teacher import FakeTeacher, Reply, TeacherRequest
 from PIL import Image
 from samples import ROOT
 
@@ -125,12 +125,12 @@ def test_of_a_model_that_writes_nothing_no_writing_is_spoken_of() -> None:
     assert "valence" in shown and "-0.40" in shown and "+0.25" in shown
     report = chosen(likely("fear"))
     rows = [batch.Row("a.png", 1, report), batch.Row("b.png", problem="no")]
-    assert "action units" not in views.batch(rows, 2, ["emotion"], {}, reasons=False)
-    assert "action units" in views.batch(rows, 2, ["emotion"], {}, reasons=True)
+    assert "action units" not in views.batch(rows, 2, ["emotion"], {}, show_rationale=False)
+    assert "action units" in views.batch(rows, 2, ["emotion"], {}, show_rationale=True)
     image, face = head(0, 64), Face((0, 0, 30, 30))
-    for reasons in (False, True):
-        table = views.people(image, [face], [report], ["emotion"], reasons=reasons)
-        assert ("rationale" in table) is reasons
+    for show_rationale in (False, True):
+        table = views.people(image, [face], [report], ["emotion"], show_rationale=show_rationale)
+        assert ("rationale" in table) is show_rationale
     wrote = "<think>AU4.</think>\n<answer>fear</answer>"
     assert "Generated text" in views.answer(report_of(wrote), "")
 
@@ -475,7 +475,7 @@ def test_a_dropped_jaw_parts_the_lips() -> None:
 def test_what_was_followed() -> None:
     said = report_of("<think>AU12 and AU4.</think>\n<answer>happiness</answer>")
     found = playground.compare_aus({6: 3, 12: 2}, said)
-    assert (found.named, found.missed, found.extra) == ([12], [6], [4])
+    assert (found.matched, found.missed, found.extra) == ([12], [6], [4])
     for emotion in facs.PROTOTYPES:
         assert playground.supported_emotions(playground.prototype(emotion, 3)) == [emotion]
 
@@ -645,9 +645,9 @@ class Visitor:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         self.page = context.new_page()
         self.page.set_default_timeout(30_000)
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.failed: list[str] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.failed.append(str(error)))
         self.page.goto(demo.url)
         self.open("Analyse")
@@ -677,7 +677,7 @@ class Visitor:
 
     def leave(self, failed: int = 0) -> None:
         allowed = (f"{self.demo.url}/", "data:", "blob:")
-        assert [url for url in self.asked if not url.startswith(allowed)] == []
+        assert [url for url in self.requests if not url.startswith(allowed)] == []
         assert len(self.failed) == failed, self.failed
         self.page.context.close()
 
@@ -925,8 +925,8 @@ def test_what_a_server_writes_is_shown_as_text_and_its_silence_in_words(
 ) -> None:
     text = f"<think>{HOSTILE} The lip corners rise (AU12).</think>\n<answer>happiness</answer>"
 
-    def behave(asked: Asked) -> Reply:
-        if len(server.asked) > 1:
+    def behave(asked: TeacherRequest) -> Reply:
+        if len(server.requests) > 1:
             return Reply("", status=500)
         pieces = [text[at : at + 9] for at in range(0, len(text), 9)]
         events = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
@@ -934,7 +934,7 @@ def test_what_a_server_writes_is_shown_as_text_and_its_silence_in_words(
         return Reply(body="".join(f"data: {json.dumps(one)}\n\n" for one in events).encode())
 
     with FakeTeacher(behave) as server:
-        for demo in serve(server.url, tmp_path, "--run", str(run_dir)):
+        for demo in serve(server.url, tmp_path, "--run_dir", str(run_dir)):
             one = Visitor(chromium, demo, tmp_path)
             one.page.on("dialog", lambda _: pytest.fail("a script of the model's text ran"))
             one.panel.locator(".vf-thumbnails button").first.click()

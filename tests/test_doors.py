@@ -208,18 +208,18 @@ def test_a_server_is_sent_what_the_model_here_is_shown(
     with (
         FakeTeacher(lambda asked: Reply("<think>AU12.</think>\n<answer>happiness</answer>")) as one,
         Predictor.load(run_dir) as here,
-        Predictor.load(one.url, run=run_dir) as there,
+        Predictor.load(one.url, run_dir=run_dir) as there,
     ):
         names = list(photographs)
         report = there.predict([photographs[name] for name in names])[0]
         assert (report.emotion, report.aus, report.face_found) == ("happiness", (12,), True)
         for name, path in photographs.items():
-            assert main(["predict", str(path), "--model", one.url, "--run", str(run_dir)]) == 0
+            assert main(["predict", str(path), "--model", one.url, "--run_dir", str(run_dir)]) == 0
             (view,) = here.face_views(path)
-            sent = Image.open(io.BytesIO(base64.b64decode(one.asked[-1].face.partition(",")[2])))
+            sent = Image.open(io.BytesIO(base64.b64decode(one.requests[-1].face.partition(",")[2])))
             assert (np.asarray(sent) == np.asarray(view.images)).all(), name
-            first = one.asked[: len(names)]
-            assert one.asked[-1].face in {asked.face for asked in first}, name
+            first = one.requests[: len(names)]
+            assert one.requests[-1].face in {asked.face for asked in first}, name
     assert "happiness" in capsys.readouterr().out
 
 
@@ -332,12 +332,12 @@ def test_a_box_that_holds_nothing_has_no_label(predictor: Predictor) -> None:
 def test_a_server_is_not_asked_without_a_face(run_dir: Path, nobody: Path) -> None:
     with (
         FakeTeacher() as server,
-        Predictor.load(server.url, run=run_dir) as predictor,
+        Predictor.load(server.url, run_dir=run_dir) as predictor,
     ):
         assert predictor.predict(nobody).face_found is False
-        assert server.asked == []
+        assert server.requests == []
         assert predictor.predict(nobody, faces="none").face_found is None
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 # --- no detector ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from vlmface.errors import UserError
 from vlmface.train.rows import encode_rows
 
 PROMPT = prompts.load("face_cot")
-TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
+TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
 
 # The template that llava-hf/llava-1.5-7b-hf publishes: no BOS, no EOS, blocks only.
 PUBLISHED = (
@@ -102,7 +102,9 @@ def test_nothing_is_cut(processor: Any) -> None:
         "input_ids"
     ]
     assert fits == whole
-    with pytest.raises(encode.RefusedError, match=r"16 of the image, .* of the answer") as error:
+    with pytest.raises(
+        encode.SkippedSampleError, match=r"16 of the image, .* of the answer"
+    ) as error:
         encode.encode_text(processor, llava, PROMPT.messages(), TARGET, max_length=len(whole) - 1)
     assert error.value.reason == "too_long"
 
@@ -111,7 +113,7 @@ def test_nothing_is_cut(processor: Any) -> None:
     ("target", "reason"), [("", "no_target"), (" \n", "no_target"), ("an <image>", "image_in_text")]
 )
 def test_rows_that_cannot_be_learnt_are_refused(processor: Any, target: str, reason: str) -> None:
-    with pytest.raises(encode.RefusedError) as error:
+    with pytest.raises(encode.SkippedSampleError) as error:
         encode.encode_text(processor, llava, PROMPT.messages(), target)
     assert error.value.reason == reason
 
@@ -125,7 +127,7 @@ def test_a_conversation_without_an_image_has_no_image_tokens(processor: Any) -> 
         "attention_mask",
         "labels",
     }
-    with pytest.raises(encode.RefusedError, match=r"1 times '<image>', but has 0 image\(s\)"):
+    with pytest.raises(encode.SkippedSampleError, match=r"1 times '<image>', but has 0 image\(s\)"):
         encode.encode_text(processor, llava, messages, "an <image>")
 
 
@@ -191,12 +193,12 @@ def test_rows_are_encoded_counted_and_left_out_by_reason(processor: Any) -> None
     found[3].rationale, found[3].rationale_source = "The brows are low (AU4). " * 60, "human"
     found[4].rationale, found[4].rationale_source = "The nose is wrinkled (AU9).", "human"
     data = Dataset.from_list([sample.to_row() for sample in found], features=features())
-    encoded, left_out = encode_rows(data, processor, llava, PROMPT, max_length=400, seed=0)
-    assert left_out == {"no_label": 1, "no_aus": 1, "too_long": 1}
+    encoded, skipped = encode_rows(data, processor, llava, PROMPT, max_length=400, seed=0)
+    assert skipped == {"no_label": 1, "no_aus": 1, "too_long": 1}
     assert encoded["row"] == [0, 4, 5, 6, 7]
     assert encoded["length"] == [len(ids) for ids in encoded["input_ids"]]
     texts = [decode(processor, labels) for labels in encoded["labels"]]
-    assert texts[1] == " " + PROMPT.wrap("The nose is wrinkled (AU9).", "disgust") + "</s>"
+    assert texts[1] == " " + PROMPT.completion("The nose is wrinkled (AU9).", "disgust") + "</s>"
     for text, index in zip(texts, (0, 4, 5, 6, 7), strict=True):
         answer = PROMPT.parse(text.strip().removesuffix("</s>"))
         assert (answer.status, answer.label) == ("strict", found[index].emotion)

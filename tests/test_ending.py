@@ -28,7 +28,7 @@ COMMANDS: dict[str, Callable[[], Callable[[list[str]], Any]]] = {
     "eval/sweep.py": lambda: sweep.main,
     "eval/faithfulness.py": lambda: faithfulness.main,
     "eval/robustness.py": lambda: robustness.main,
-    "eval/clips.py": lambda: temporal_ablation.main,
+    "eval/temporal_ablation.py": lambda: temporal_ablation.main,
     **{
         name: lambda name=name: load_script(name).main  # type: ignore[misc]
         for name in (
@@ -109,7 +109,7 @@ def main(argv):
     if os.environ.get("RANK", "0") in argv[0]:
         raise UserError("the rate is 7")
     return 0
-config.command(main)
+config.run_main(main)
 """
 
 
@@ -166,7 +166,7 @@ def closed():
     assert not sys.modules["torch.distributed"].is_initialized()
     assert os.path.exists(sys.argv[2])  # rank 0 wrote it before anybody left
 distributed._close_process_group = closed
-config.command(main)
+config.run_main(main)
 """
 
 

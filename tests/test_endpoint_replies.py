@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply, completion
+from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 from samples import picture
 
 from vlmface.cli import main
@@ -51,7 +51,7 @@ def predictor(server: FakeTeacher, **how: Any) -> Predictor:
     return Predictor.load(server.url, **{"prompt": "face_cot", "attempts": 1, **how})
 
 
-def predicted(sent: Reply | Callable[[Asked], Reply | None], **how: Any) -> Prediction:
+def predicted(sent: Reply | Callable[[TeacherRequest], Reply | None], **how: Any) -> Prediction:
     behave = sent if callable(sent) else lambda asked: sent
     with FakeTeacher(behave) as server, predictor(server, **how) as asked:
         (report,) = asked.predict([PICTURE])
@@ -256,7 +256,7 @@ def test_retries_end_whatever_the_server_asks_to_wait(after: str) -> None:
             pytest.raises(NoAnswerError, match="HTTP 429"),
         ):
             asked.predict([PICTURE])
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
 
 
 def test_all_pauses_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ def test_all_pauses_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     with FakeTeacher(lambda asked: Reply(status=503, headers={"Retry-After": "1"})) as server:
         with predictor(server, attempts=9) as asked, pytest.raises(NoAnswerError):
             asked.predict([PICTURE])
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
 
 
 # --- one face without an answer -------------------------------------------------------------------
@@ -280,7 +280,7 @@ def faces(folder: Path, count: int) -> list[str]:
 def test_one_refused_face_costs_no_other_its_answer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
-    def behave(asked: Asked) -> Reply:
+    def behave(asked: TeacherRequest) -> Reply:
         return Reply(status=400, body=b"too dark") if asked.number == 1 else Reply(GOOD)
 
     with FakeTeacher(behave) as server:
@@ -300,14 +300,14 @@ def test_a_server_that_refuses_every_face_is_asked_no_more(
     with FakeTeacher(lambda asked: Reply(status=400, body=b"closed")) as server:
         argv = ["predict", *faces(tmp_path, 9), "--model", server.url, "--prompt", "face_cot"]
         assert main([*argv, "--batch_size", "5"]) == 2
-        assert len(server.asked) == 5
+        assert len(server.requests) == 5
     assert "gave no answer for 5 faces in a row" in capsys.readouterr().err.splitlines()[-1]
 
 
 # --- changed requests -----------------------------------------------------------------------------
 
 
-def picky(asked: Asked) -> Reply:
+def picky(asked: TeacherRequest) -> Reply:
     """As servers of reasoning models are."""
     for name in ("max_tokens", "temperature"):
         if name in asked.body:
@@ -329,7 +329,7 @@ def test_fields_of_the_request_can_be_changed(
         words = ["temperature=null", "max_tokens=null", "max_completion_tokens=256"]
         assert main([*argv, "--request", *words]) == 0
         assert main([*argv, "--request", words[0], "--request", *words[1:]]) == 0
-        body = server.asked[-1].body
+        body = server.requests[-1].body
         assert body["max_completion_tokens"] == 256
         assert not {"max_tokens", "temperature"} & set(body)
         change = {"temperature": None, "max_tokens": None}

@@ -33,7 +33,7 @@ def test_a_later_evaluation_gives_the_numbers_of_the_recipe(
     theirs = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["text"] for line in ours] == [line["text"] for line in theirs]
     assert "<html" in (tmp_path / "report.html").read_text()
-    assert evaluation.summary(expected) in capsys.readouterr().out
+    assert evaluation.one_line_summary(expected) in capsys.readouterr().out
 
 
 def test_a_base_model_can_be_evaluated(base: Path, run_dir: Path, tmp_path: Path) -> None:
@@ -87,20 +87,20 @@ def test_wrong_names_and_label_spaces_are_refused(tmp_path: Path) -> None:
 def test_truth_takes_null_as_not_annotated_and_the_threshold_of_the_benchmark() -> None:
     sample = samples(2)[1]  # sadness: 1, 4, 15 and a trace of 17
     synth = benchmarks.load_benchmark("synth")
-    found = answering.truth(sample, synth)
+    found = answering.ground_truth(sample, synth)
     assert found["aus"] == {"1": 2.0, "4": 3.0, "15": 2.0, "17": 1.0}
     assert found["annotated_aus"] == sorted(facs.SYNTH_AUS)
     assert found["attributes"] == {"gender": None, "age_group": None, "race": None}
     strict = dataclasses.replace(synth, au_threshold=2.0)
-    assert set(answering.truth(sample, strict)["aus"]) == {"1", "4", "15"}
+    assert set(answering.ground_truth(sample, strict)["aus"]) == {"1", "4", "15"}
     sample.aus = None
-    assert answering.truth(sample, synth)["aus"] is None
-    assert answering.truth(sample, synth)["annotated_aus"] is None
+    assert answering.ground_truth(sample, synth)["aus"] is None
+    assert answering.ground_truth(sample, synth)["annotated_aus"] is None
 
 
 def test_a_prompt_for_the_label_alone_is_not_scored_on_aus() -> None:
     synth = benchmarks.load_benchmark("synth")
-    label_only = dataclasses.replace(prompts.load("face_cot"), form="label")
+    label_only = dataclasses.replace(prompts.load("face_cot"), format="label")
     assert answering.au_set(synth, label_only) == []
     assert answering.au_set(synth, prompts.load("face_cot")) == synth.au_set
 
@@ -251,7 +251,7 @@ def test_rows_come_with_their_pictures_in_order(gpu: bool, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     data = rows(7)
     batches = [[3, 0], [5, 1], [6, 2], [4]]
-    found = list(answering._opened(data, iter(batches)))
+    found = list(answering._batches_with_images(data, iter(batches)))
     assert [[row["id"] for row in part] for part, _ in found] == [
         [data[i]["id"] for i in batch] for batch in batches
     ]

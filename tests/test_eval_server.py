@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply, completion
+from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 from PIL import Image
 
 from vlmface.errors import UserError
@@ -25,7 +25,7 @@ def answers(run_dir: Path) -> Iterator[FakeTeacher]:
     predictor = LocalModel.load(run_dir)
     one_at_a_time = threading.Lock()
 
-    def behave(asked: Asked) -> Reply:
+    def behave(asked: TeacherRequest) -> Reply:
         picture = Image.open(io.BytesIO(base64.b64decode(asked.face.partition(",")[2])))
         assert asked.prompt() == predictor.messages[-1]["content"][-1]["text"]
         with one_at_a_time:
@@ -42,7 +42,7 @@ def words(url: str, run_dir: Path, out: Path) -> list[str]:
         "synth",
         "--model",
         url,
-        "--run",
+        "--run_dir",
         str(run_dir),
         "--n",
         "8",
@@ -56,8 +56,8 @@ def test_a_served_run_has_the_figures_of_the_local_one(
 ) -> None:
     assert evaluation.main(words(answers.url, run_dir, tmp_path)) == 0
     assert answers.most_at_once > 1
-    assert {asked.body["model"] for asked in answers.asked} == {"teacher"}
-    assert all(asked.body["temperature"] == 0 for asked in answers.asked)
+    assert {asked.body["model"] for asked in answers.requests} == {"teacher"}
+    assert all(asked.body["temperature"] == 0 for asked in answers.requests)
     found = json.loads((tmp_path / "metrics.json").read_text())
     local = json.loads((run_dir / "metrics.json").read_text())["after"]
     assert (found["emotion"], found["au"], found["parse"]) == (
@@ -75,7 +75,7 @@ def test_faces_that_a_server_refuses_count_as_wrong_and_are_asked_again(
 ) -> None:
     refused = True
 
-    def behave(asked: Asked) -> Reply | None:
+    def behave(asked: TeacherRequest) -> Reply | None:
         text = "<think>The lip corners are pulled up (AU12).</think><answer>happiness</answer>"
         return Reply(status=400, body=b"too hot") if refused and asked.number == 2 else Reply(text)
 
@@ -84,10 +84,10 @@ def test_faces_that_a_server_refuses_count_as_wrong_and_are_asked_again(
         assert "1 faces got no answer and count as wrong" in capsys.readouterr().err
         found = json.loads((tmp_path / "metrics.json").read_text())
         assert found["unanswered"] == 1 and found["parse"]["none"] == pytest.approx(1 / 8)
-        assert len(server.asked) == 8
+        assert len(server.requests) == 8
         refused = False
         assert evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"]) == 0
-        assert len(server.asked) == 9  # nothing is asked twice
+        assert len(server.requests) == 9  # nothing is asked twice
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert "unanswered" not in found and found["parse"]["strict"] == 1
 
@@ -108,12 +108,14 @@ def test_a_server_that_writes_garbage(run_dir: Path, tmp_path: Path) -> None:
 def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
     with FakeTeacher() as server:
         argv = ["--benchmark", "synth", "--model", server.url, "--output_dir", str(tmp_path)]
-        with pytest.raises(UserError, match="give --run, the folder of the run that it serves"):
+        with pytest.raises(UserError, match="give --run_dir, the folder of the run that it serves"):
             evaluation.main(argv)
         with pytest.raises(UserError, match="cannot be asked with scoring 'both'"):
             evaluation.main([*argv, "--scoring", "both"])
         server.models = ["base", "lora"]
-        with pytest.raises(UserError, match="serves base, lora: choose one with --served"):
+        with pytest.raises(
+            UserError, match="serves base, lora: choose one with --served_model_name"
+        ):
             evaluation.main([*argv, "--prompt", "face_cot"])
     with pytest.raises(UserError, match="is not a URL"):
         evaluation.main(
@@ -128,7 +130,7 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
                 str(tmp_path),
             ]
         )
-    argv = ["--benchmark", "synth", "--model", str(run_dir), "--run", str(run_dir), "--n", "4"]
+    argv = ["--benchmark", "synth", "--model", str(run_dir), "--run_dir", str(run_dir), "--n", "4"]
     with pytest.raises(UserError, match="is not a server's URL: leave it out"):
         evaluation.main(argv)
 
@@ -155,7 +157,7 @@ def bare(url: str, out: Path, *more: str) -> list[str]:
 
 
 def test_answers_of_two_models_do_not_end_up_in_one_file(tmp_path: Path) -> None:
-    def behave(asked: Asked) -> Reply:
+    def behave(asked: TeacherRequest) -> Reply:
         return Reply(status=400, body=b"dark") if asked.number == 1 else Reply(GOOD)
 
     with FakeTeacher(behave) as server:
@@ -178,7 +180,7 @@ def test_the_request_of_an_evaluation_can_be_changed(tmp_path: Path, run_dir: Pa
     with FakeTeacher(lambda asked: Reply(GOOD)) as server:
         words = ["--request", "temperature=null", "max_tokens=null", "max_completion_tokens=99"]
         assert evaluation.main(bare(server.url, tmp_path / "a", *words)) == 0
-        body = server.asked[-1].body
+        body = server.requests[-1].body
         assert body["max_completion_tokens"] == 99 and not {"temperature", "max_tokens"} & set(body)
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--request", "temperature=1"]
     with pytest.raises(UserError, match=r"request is .* is not a server's URL: leave it out"):

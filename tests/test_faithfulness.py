@@ -13,7 +13,7 @@ import pytest
 from vlmface import facs, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness
-from vlmface.evaluate.faithfulness import Asked
+from vlmface.evaluate.faithfulness import PairPredictions
 from vlmface.infer.local import Prediction
 from vlmface.label_spaces import EMOTIONS
 from vlmface.synth import counterfactual_pairs
@@ -22,16 +22,16 @@ PROMPT = prompts.load("face_cot")
 Says = Callable[[Any], tuple[str, Sequence[int]]]
 
 
-def asked(kind: str, says: Says, n: int = 160) -> list[Asked]:
+def asked(kind: str, says: Says, n: int = 160) -> list[PairPredictions]:
     """Pairs with what a model that sees the face's record says of them."""
 
     def said(face: Any) -> Prediction:
         label, aus = says(face)
-        text = PROMPT.wrap(" ".join(f"AU{au}" for au in aus) or "Nothing moved.", label)
+        text = PROMPT.completion(" ".join(f"AU{au}" for au in aus) or "Nothing moved.", label)
         return Prediction(text, PROMPT.parse(text), None, 0.0, True)
 
     return [
-        Asked(pair, said(pair.base), said(pair.changed))
+        PairPredictions(pair, said(pair.base), said(pair.changed))
         for pair in counterfactual_pairs.make(kind, n, size=32)
     ]
 
@@ -50,7 +50,7 @@ def prejudiced(face: Any) -> tuple[str, Sequence[int]]:
 
 
 def test_a_model_that_sees_everything_follows() -> None:
-    found = faithfulness.follows(asked("au", oracle))
+    found = faithfulness.sensitivity(asked("au", oracle))
     assert found["named"]["where_present"]["value"] == 1
     assert found["named"]["where_absent"]["value"] == 0
     assert found["named"]["difference"]["value"] == 1 and found["others"]["value"] == 0
@@ -60,7 +60,7 @@ def test_a_model_that_sees_everything_follows() -> None:
 
 
 def test_a_blind_model_follows_nothing() -> None:
-    found = faithfulness.follows(asked("au", blind))
+    found = faithfulness.sensitivity(asked("au", blind))
     named = found["named"]
     assert named["where_present"]["value"] == named["where_absent"]["value"]
     assert named["difference"]["value"] == 0
@@ -72,7 +72,7 @@ def test_a_blind_model_follows_nothing() -> None:
 @pytest.mark.parametrize("kind", ["age", "gender", "ancestry", "light", "background", "pose"])
 def test_who_sees_the_expression_alone_stays(kind: str) -> None:
     pairs = asked(kind, oracle, n=24)
-    found = faithfulness.stays(pairs)
+    found = faithfulness.invariance(pairs)
     assert found["flips"]["value"] == 0 and found["aus"]["value"] == 0
     assert found["valid"] == [1, 1]
 
@@ -80,12 +80,12 @@ def test_who_sees_the_expression_alone_stays(kind: str) -> None:
 def test_prejudice_is_found_where_it_is() -> None:
     pairs = asked("ancestry", prejudiced)
     found = faithfulness.shifts(pairs, "ancestry", EMOTIONS)
-    kinds = {(one["group"], one["label"]): one["value"] for one in found["found"]}
+    kinds = {(one["group"], one["label"]): one["value"] for one in found["significant"]}
     assert kinds.keys() >= {("african", "anger"), ("african", "neutral")}
     assert kinds["african", "anger"] > 0 > kinds["african", "neutral"]
-    assert faithfulness.shifts(asked("ancestry", oracle), "ancestry", EMOTIONS)["found"] == []
+    assert faithfulness.shifts(asked("ancestry", oracle), "ancestry", EMOTIONS)["significant"] == []
     gender = faithfulness.shifts(asked("gender", prejudiced), "gender", EMOTIONS)
-    assert gender["found"] == []
+    assert gender["significant"] == []
     # Two groups only: what one gets more, the other gets less.
     for label in EMOTIONS:
         shift = {group: labels[label]["value"] for group, labels in gender["groups"].items()}
@@ -101,13 +101,13 @@ def test_intervals_hold_for_all_groups_and_labels_at_once() -> None:
     for seed in range(40):
         draw = random.Random(seed)
 
-        def chance(one: Asked, draw: random.Random = draw) -> Asked:
-            texts = [PROMPT.wrap("AU4", draw.choice(EMOTIONS)) for _ in range(2)]
+        def chance(one: PairPredictions, draw: random.Random = draw) -> PairPredictions:
+            texts = [PROMPT.completion("AU4", draw.choice(EMOTIONS)) for _ in range(2)]
             said = [Prediction(text, PROMPT.parse(text), None, 0.0, True) for text in texts]
-            return Asked(one.pair, *said)
+            return PairPredictions(one.pair, *said)
 
         tried = [chance(one) for one in pairs]
-        alarms += bool(faithfulness.shifts(tried, "ancestry", EMOTIONS)["found"])
+        alarms += bool(faithfulness.shifts(tried, "ancestry", EMOTIONS)["significant"])
     assert alarms <= 8  # 2 are expected of 40
 
 
@@ -116,7 +116,7 @@ def test_the_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert faithfulness.main([*argv, "--output_dir", str(tmp_path)]) == 0
     assert "an action unit is named of" in capsys.readouterr().out
     found = json.loads((tmp_path / "faithfulness.json").read_text())
-    assert set(found["stays"]) == set(counterfactual_pairs.KINDS) - {"au"}
+    assert set(found["invariance"]) == set(counterfactual_pairs.KINDS) - {"au"}
     assert found["prompt"]["id"] == "face_cot" and found["n"] == 8
     page = (tmp_path / "faithfulness.html").read_text()
     assert "Does it follow the action units?" in page
@@ -153,14 +153,14 @@ def test_whether_the_rationale_is_used(base: Path, monkeypatch: pytest.MonkeyPat
         return [scores(str(by_image[id(image)])) for image in images]
 
     monkeypatch.setattr(predictor, "score", ignores)
-    found = faithfulness.rests(predictor, pairs, 8)
+    found = faithfulness.reliance(predictor, pairs, 8)
     assert found["foreign"]["keeps"]["value"] == 1 and found["takes_foreign"]["value"] == 0
     texts = [one.before.answer.rationale for one in pairs]
     unique = [one for one in pairs if texts.count(one.before.answer.rationale) == 1]
     monkeypatch.setattr(predictor, "score", reads)
-    found = faithfulness.rests(predictor, unique, 8)
+    found = faithfulness.reliance(predictor, unique, 8)
     assert found["takes_foreign"]["value"] == 1 and found["own"]["keeps"]["value"] == 1
     agree = [facs.supports(one.before.answer.aus, one.before.answer.label) for one in unique]
     assert found["consistent"]["value"] == pytest.approx(sum(agree) / len(agree))
     label_only = predictor.with_prompt(prompts.load("facescan_emotion"))
-    assert faithfulness.rests(label_only, pairs, 8) == {}
+    assert faithfulness.reliance(label_only, pairs, 8) == {}

@@ -201,8 +201,8 @@ def test_lora_layers_are_looked_up_in_their_part() -> None:
 
 def test_a_server_adds_the_bos_only_if_the_template_does_not(processor: Any, base: Path) -> None:
     policy = dict.fromkeys(("vision_tower", "projector", "language_model"), "frozen")
-    assert llava.vllm_flags(processor, max_length=512, policy=policy)["extra_body"] == {}
+    assert llava.vllm_flags(processor, max_length=512, trainable=policy)["extra_body"] == {}
     bare = llava.load_processor(base)
     bare.chat_template = bare.chat_template.replace("{{- bos_token -}}", "")
-    flags = llava.vllm_flags(bare, max_length=512, policy=policy)
+    flags = llava.vllm_flags(bare, max_length=512, trainable=policy)
     assert flags["extra_body"] == {"add_special_tokens": True}

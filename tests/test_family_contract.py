@@ -52,7 +52,7 @@ NOT_TRAINED = {"paligemma_1": "paligemma", "idefics3": "smolvlm"}
 NOT_SERVED = {"paligemma"}  # vLLM does not read its prompts as it was trained to
 
 PROMPT = prompts.load("face_cot")
-TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
+TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
 # (width, height): square, wide, tall, tiny, large, one pixel short of square, a strip.
 SHAPES = [(40, 40), (150, 50), (25, 90), (5, 7), (400, 300), (17, 16), (300, 20)]
 PICTURES = [picture(seed, size) for seed, size in enumerate(SHAPES)]
@@ -297,7 +297,7 @@ def test_rows_that_cannot_be_learnt_are_refused_before_anything_is_decoded(
         (" \n", None, "no_target"),
         (f"an {processor.image_token}", None, "image_in_text"),
     ):
-        with pytest.raises(encode.RefusedError) as error:
+        with pytest.raises(encode.SkippedSampleError) as error:
             encode_text(target, (90, 40), max_length)
         assert error.value.reason == reason
     with pytest.raises(UserError, match=r"is about 1 picture\(s\), but 2 are shown"):
@@ -484,7 +484,7 @@ def test_labels_are_scored_after_rationales_of_any_length(
     rationales = ["The brows are lowered (AU4).", "Rest.", "The jaw drops (AU26), as in surprise."]
     images = [PICTURES[0], PICTURES[3], PICTURES[4]]
     predictor = predictor.with_prompt(PROMPT)
-    texts = [PROMPT.wrap(rationale, "anger") for rationale in rationales]
+    texts = [PROMPT.completion(rationale, "anger") for rationale in rationales]
     write_script(monkeypatch, predictor, texts)
     lengths: list[int] = []
     hook = predictor.model.register_forward_pre_hook(
@@ -619,10 +619,10 @@ def log_column(folder: Path, key: str = "loss") -> list[float]:
 
 def fit(case: Case, processor: Any, data: Any, folder: Path, **changes: Any) -> dict[str, Any]:
     """Train on all rows, and save the model and its processor."""
-    encoded_rows, left_out = encode_rows(
+    encoded_rows, skipped = encode_rows(
         data, processor, case.family, PROMPT, max_length=512, seed=0
     )
-    assert left_out == {}
+    assert skipped == {}
     fixed: dict[str, Any] = {
         "base_model": str(case.folder),
         "dataset": "",
@@ -798,14 +798,14 @@ def test_a_server_is_started_for_the_lengths_images_and_adapters_of_a_run(
 ) -> None:
     if case.family.NAME in NOT_SERVED:
         with pytest.raises(UserError):
-            case.family.vllm_flags(processor, max_length=512, policy=FROZEN)
+            case.family.vllm_flags(processor, max_length=512, trainable=FROZEN)
         return
     flags = case.family.vllm_flags(
-        processor, max_length=512, policy=FROZEN | {"language_model": "lora"}, images=2
+        processor, max_length=512, trainable=FROZEN | {"language_model": "lora"}, images=2
     )
     assert flags["serve"]["max-model-len"] == 512
     assert json.loads(flags["serve"]["limit-mm-per-prompt"])["image"] == 2
     assert flags["merge"] is False
     for part in ("vision_tower", "projector"):
         policy = FROZEN | {part: "lora"}
-        assert case.family.vllm_flags(processor, max_length=512, policy=policy)["merge"] is True
+        assert case.family.vllm_flags(processor, max_length=512, trainable=policy)["merge"] is True

@@ -26,9 +26,9 @@ from vlmface.train.rows import encode_rows
 PROMPT = prompts.load("face_cot")
 QUESTION = PROMPT.messages()[0]["content"][1]["text"]
 TARGETS = [
-    PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness"),
-    PROMPT.wrap("The brows are lowered (AU4), the lids are tight (AU7).", "anger"),
-    PROMPT.wrap("Rest.", "neutral"),
+    PROMPT.completion("The lip corners are pulled up (AU12).", "happiness"),
+    PROMPT.completion("The brows are lowered (AU4), the lids are tight (AU7).", "anger"),
+    PROMPT.completion("Rest.", "neutral"),
 ]
 PICTURES = [picture(0, (40, 40)), picture(1, (300, 20)), picture(2, (9, 200))]
 LLM_LORA = {"vision_tower": "frozen", "projector": "frozen", "language_model": "lora"}
@@ -388,4 +388,4 @@ def test_an_image_that_yields_no_token_is_refused(
 def test_vllm_is_refused(bases: dict[int, Path]) -> None:
     processor = paligemma.load_processor(bases[2])
     with pytest.raises(UserError, match="vLLM reads PaliGemma's question causally"):
-        paligemma.vllm_flags(processor, max_length=512, policy=LLM_LORA)
+        paligemma.vllm_flags(processor, max_length=512, trainable=LLM_LORA)

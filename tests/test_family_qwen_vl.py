@@ -22,7 +22,7 @@ from samples import picture, rows
 
 from vlmface import encode, manifest, prompts
 from vlmface.data import row_images
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families import modules
 from vlmface.infer.local import LocalModel
 from vlmface.train import sft
@@ -30,7 +30,7 @@ from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
-TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
+TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
 # width, height: square, wide, tall, tiny, large, and one that fits the budget as it is
 SHAPES = [(40, 40), (150, 50), (25, 90), (5, 7), (400, 300), (40, 20)]
 PICTURES = [picture(seed, size) for seed, size in enumerate(SHAPES)]
@@ -165,7 +165,7 @@ def test_published_resolutions(
 @pytest.mark.parametrize("size", [(0, 10), (10, 0), (10, 2001), (2001, 10)])
 def test_a_size_that_yields_no_token_is_refused(processor: Any, size: tuple[int, int]) -> None:
     with pytest.raises(
-        RefusedError, match=f"{size[0]} x {size[1]} pixels yields no token"
+        SkippedSampleError, match=f"{size[0]} x {size[1]} pixels yields no token"
     ) as error:
         qwen_vl.image_tokens(processor, size)
     assert error.value.reason == "image_shape"
@@ -180,8 +180,8 @@ def test_rows_are_measured_without_decoding_and_left_out_by_shape(
     monkeypatch.setattr(
         row_images, "row_image_size", _in_turn([(40, 40), (1, 400), (40, 20), (90, 9)])
     )
-    encoded, left_out = encode_rows(data, processor, qwen_vl, PROMPT, max_length=512, seed=0)
-    assert left_out == {"image_shape": 1}
+    encoded, skipped = encode_rows(data, processor, qwen_vl, PROMPT, max_length=512, seed=0)
+    assert skipped == {"image_shape": 1}
     assert [ids.count(processor.image_token_id) for ids in encoded["input_ids"]] == [16, 10, 11]
     assert [sum(kinds) for kinds in encoded["mm_token_type_ids"]] == [16, 10, 11]
 
@@ -305,7 +305,7 @@ def test_plain_positions_would_give_other_probabilities(
 ) -> None:
     predictor = LocalModel.load(checkpoint, prompt="face_cot", max_new_tokens=60)
     rationales = ["The brows are lowered (AU4).", "Rest.", "The jaw drops (AU26), as in surprise."]
-    write_script(monkeypatch, predictor, [PROMPT.wrap(text, "anger") for text in rationales])
+    write_script(monkeypatch, predictor, [PROMPT.completion(text, "anger") for text in rationales])
     monkeypatch.setattr(
         qwen_vl, "decode_step_inputs", lambda model, positions: {"position_ids": positions}
     )
@@ -368,7 +368,7 @@ def test_the_shipped_settings_run_on_miniatures_of_their_data(
 
 def test_vllm_is_told_the_pixel_budget(processor: Any) -> None:
     policy = {**FROZEN, "language_model": "lora"}
-    flags = qwen_vl.vllm_flags(processor, max_length=512, policy=policy)
+    flags = qwen_vl.vllm_flags(processor, max_length=512, trainable=policy)
     assert flags["serve"]["max-model-len"] == 512
     assert json.loads(flags["serve"]["mm-processor-kwargs"]) == {
         "size": {"shortest_edge": 256, "longest_edge": 1024}

@@ -22,7 +22,7 @@ from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 
 PROMPT = prompts.load("face_cot")
-TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
+TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
 ALL_LORA = {"vision_tower": "lora", "projector": "lora", "language_model": "lora"}
 # Square, wide, tall, of one pixel's height, tiny and large: 5, 3 or 2 tiles, of which one is whole.
 SHAPES = [(40, 40), (90, 40), (40, 100), (300, 20), (16, 300), (17, 16), (1200, 900)]
@@ -41,7 +41,7 @@ PUBLISHED = (
 
 def corpus() -> list[str]:
     texts = [
-        rules.write(aus, emotion, form="think_answer", seed=seed)
+        rules.write(aus, emotion, format="think_answer", seed=seed)
         for aus, emotion in FACES
         for seed in range(20)
     ]
@@ -196,7 +196,7 @@ def test_the_text_of_tiles(own: Any) -> None:
     assert smolvlm.image_text(own, (90, 40)) == f"{around}<global-img>{tile}{around}"
     with pytest.raises(ValueError, match=r"depends on its size"):
         smolvlm.image_text(own)
-    with pytest.raises(encode.RefusedError, match=r"0 x 40 pixels yields no token") as error:
+    with pytest.raises(encode.SkippedSampleError, match=r"0 x 40 pixels yields no token") as error:
         smolvlm.image_text(own, (0, 40))
     assert error.value.reason == "image_shape"
 
@@ -367,7 +367,7 @@ def test_a_row_too_long_is_refused_before_its_image_is_decoded(own: Any) -> None
     encode.encode_text(
         own, smolvlm, PROMPT.messages(), TARGET, image_size=(90, 40), max_length=length
     )
-    with pytest.raises(encode.RefusedError, match=r"\(20 of the image, "):
+    with pytest.raises(encode.SkippedSampleError, match=r"\(20 of the image, "):
         encode.encode_text(
             own, smolvlm, PROMPT.messages(), TARGET, image_size=(40, 40), max_length=length
         )
@@ -406,7 +406,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(
 def test_vllm_is_told_what_it_needs(own: Any) -> None:
     frozen = {"vision_tower": "frozen", "projector": "frozen", "language_model": "lora"}
     smolvlm.set_max_pixels(own, 3 * 1024)
-    flags = smolvlm.vllm_flags(own, max_length=512, policy=frozen)
+    flags = smolvlm.vllm_flags(own, max_length=512, trainable=frozen)
     assert flags["serve"]["max-model-len"] == 512
     assert json.loads(flags["serve"]["mm-processor-kwargs"]) == {
         "size": {"longest_edge": 32},
@@ -416,16 +416,16 @@ def test_vllm_is_told_what_it_needs(own: Any) -> None:
     }
     assert flags["extra_body"] == {"stop_token_ids": [own.tokenizer.eos_token_id]}
     assert flags["merge"] is False
-    assert smolvlm.vllm_flags(own, max_length=512, policy=ALL_LORA)["merge"] is True
+    assert smolvlm.vllm_flags(own, max_length=512, trainable=ALL_LORA)["merge"] is True
     own.chat_template = own.chat_template.replace("{{- bos_token -}}", "")
-    flags = smolvlm.vllm_flags(own, max_length=512, policy=frozen)
+    flags = smolvlm.vllm_flags(own, max_length=512, trainable=frozen)
     assert flags["extra_body"]["add_special_tokens"] is True
 
 
 def test_a_server_told_so_cuts_images_as_the_run_does(own: Any, folder: Path) -> None:
     """The base's processor with the flags' settings makes the inputs of the run's processor."""
     smolvlm.set_max_pixels(own, 3 * 1024)
-    flags = smolvlm.vllm_flags(own, max_length=512, policy=ALL_LORA)
+    flags = smolvlm.vllm_flags(own, max_length=512, trainable=ALL_LORA)
     theirs = smolvlm.load_processor(folder)
     found = theirs(
         text="<image>",

@@ -367,7 +367,7 @@ def test_a_server_that_has_the_model_fails_in_its_own_name(run_dir: Path) -> Non
     expected = [(200, None), (502, "upstream"), (502, "upstream"), (503, "no_answer")]
     with (
         FakeTeacher(lambda asked: replies[asked.number]) as teacher,
-        Predictor.load(teacher.url, run=run_dir, attempts=1) as served,
+        Predictor.load(teacher.url, run_dir=run_dir, attempts=1) as served,
         gateway(served) as client,
     ):
         send = {"files": {"image": FACE}, "data": {"faces": "none"}}
@@ -800,7 +800,7 @@ def test_the_command_says_what_is_wrong(run_dir: Path, capsys: pytest.CaptureFix
 
 
 def test_pages_of_other_sites_are_refused_before_anything_is_read(predictor: Predictor) -> None:
-    app = create_app(predictor, Settings(), Hosts.of("127.0.0.1", ["faces.test"]))
+    app = create_app(predictor, Settings(), Hosts.for_server("127.0.0.1", ["faces.test"]))
     send = {"json": {"image": b64(FACE)}}
     with TestClient(app, base_url="http://127.0.0.1:8080") as client:
         assert client.post(ANALYZE, **send).status_code == 200

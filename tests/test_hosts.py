@@ -66,7 +66,7 @@ def headers(**values: str) -> list[tuple[bytes, bytes]]:
     ],
 )
 def test_a_server_answers_to_its_names(listening: str, host: str, good: bool) -> None:
-    hosts = Hosts.of(listening, ["faces.test"])
+    hosts = Hosts.for_server(listening, ["faces.test"])
     assert (hosts.problem(headers(host=host)) is None) == good
 
 
@@ -90,13 +90,13 @@ def test_a_server_answers_to_its_names(listening: str, host: str, good: bool) ->
 )
 def test_pages_of_other_sites_send_no_requests(origin: str, good: bool) -> None:
     """Another port of this machine is another site, too."""
-    hosts = Hosts.of("127.0.0.1", ["faces.test"])
+    hosts = Hosts.for_server("127.0.0.1", ["faces.test"])
     given = headers(host="localhost:7860", origin=origin)
     assert (hosts.problem(given) is None) == good
 
 
 def test_the_host_is_given_once() -> None:
-    hosts = Hosts.of("127.0.0.1")
+    hosts = Hosts.for_server("127.0.0.1")
     assert hosts.problem([]) is not None
     assert hosts.problem(headers(host="localhost") * 2) is not None
     good, bad = headers(origin="http://localhost"), headers(origin="http://attacker.test")
@@ -106,7 +106,7 @@ def test_the_host_is_given_once() -> None:
 @pytest.mark.parametrize("name", ["http://a.test", "a.test:80", "a/b", "*", "", "a b", "-a", "a."])
 def test_an_allowed_host_is_a_name(name: str) -> None:
     with pytest.raises(UserError, match="allowed_hosts"):
-        Hosts.of("127.0.0.1", [name])
+        Hosts.for_server("127.0.0.1", [name])
 
 
 # --- the demo -------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ async def _inside(scope: Any, receive: Any, send: Any) -> None:
 
 def demo(folder: Path) -> Any:
     testclient = pytest.importorskip("starlette.testclient")
-    door = RouteAllowlist(_inside, folder, Hosts.of("127.0.0.1"), Uploads(folder))
+    door = RouteAllowlist(_inside, folder, Hosts.for_server("127.0.0.1"), Uploads(folder))
     return testclient.TestClient(door, base_url="http://127.0.0.1:7860")
 
 
@@ -332,7 +332,7 @@ def test_gradio_itself_runs_behind_the_door(
     with gradio.Blocks(analytics_enabled=False) as page:
         field = gradio.File()
         field.upload(lambda path: path, field, field)
-    guard = Middleware(RouteAllowlist, tmp_path, Hosts.of("127.0.0.1"), store)
+    guard = Middleware(RouteAllowlist, tmp_path, Hosts.for_server("127.0.0.1"), store)
     _, url, _ = page.launch(
         server_name="127.0.0.1",
         share=False,

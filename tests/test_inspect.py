@@ -26,8 +26,8 @@ from vlmface.train.settings import SFTSettings
 @pytest.fixture(scope="module")
 def task(processor: Any) -> Task:
     prompt = prompts.load("face_cot")
-    found, left_out = encode_rows(rows(16), processor, llava, prompt, max_length=10**6, seed=0)
-    return Task(prompt, found, left_out)
+    found, skipped = encode_rows(rows(16), processor, llava, prompt, max_length=10**6, seed=0)
+    return Task(prompt, found, skipped)
 
 
 def test_the_tokens_are_the_rows_and_the_marked_ones_the_supervised(
@@ -69,14 +69,14 @@ def test_colours_are_green_for_supervised_tokens_and_for_no_others(
 def test_the_table_says_what_the_recipe_leaves_out(processor: Any, task: Task) -> None:
     lengths = sorted(task.rows["length"])
     for limit in (lengths[3], lengths[10]):
-        kept, left_out = encode_rows(
+        kept, skipped = encode_rows(
             rows(16), processor, llava, task.prompt, max_length=limit, seed=0
         )
-        assert task.too_long(limit) == left_out["too_long"] == 16 - len(kept)
+        assert task.too_long(limit) == skipped["too_long"] == 16 - len(kept)
         shown = inspect_rows.show_lengths(task, limit)
         line = next(line for line in shown.splitlines() if line.startswith("*"))
-        assert line.split()[1:3] == [str(limit), str(left_out["too_long"])]
-        assert f"left out: {left_out['too_long']} of 16 rows" in shown
+        assert line.split()[1:3] == [str(limit), str(skipped["too_long"])]
+        assert f"left out: {skipped['too_long']} of 16 rows" in shown
     assert f"shortest {lengths[0]}" in shown and f"longest {lengths[-1]}" in shown
 
 
@@ -90,8 +90,8 @@ def test_reasons_are_counted(processor: Any) -> None:
 
     prompt = prompts.load("face_cot")
     spoilt = rows(16).map(spoil, with_indices=True)
-    found, left_out = encode_rows(spoilt, processor, llava, prompt, max_length=10**6, seed=0)
-    task = Task(prompt, found, left_out)
+    found, skipped = encode_rows(spoilt, processor, llava, prompt, max_length=10**6, seed=0)
+    task = Task(prompt, found, skipped)
     shown = inspect_rows.show_lengths(task, min(found["length"]))
     too_long = sum(length > min(found["length"]) for length in found["length"])
     assert f"left out: {5 + too_long} of 16 rows" in shown

@@ -105,7 +105,7 @@ def few(tmp_path: Path, rest: str = "label_space: emotion8}") -> Path:
 
 def text_of(sample: FaceSample, prompt: Prompt, turn: int) -> str:
     """What is said about a face in one of many turns: one of TEXTS."""
-    true = prompt.truth(sample) or prompt.space.labels[:1]
+    true = prompt.target_labels(sample) or prompt.space.labels[:1]
     label, other = join_labels(true), next(word for word in prompt.space.labels if word not in true)
     aus = ", ".join(map(facs.name, sample.present_aus())) or "Nothing"
     drawn = zlib.crc32(f"{prompt.id} {sample.id}".encode())
@@ -125,7 +125,7 @@ def answered(
             lines.append(
                 {
                     "id": sample.id,
-                    "truth": answering.truth(sample, benchmark),
+                    "truth": answering.ground_truth(sample, benchmark),
                     "prompt": prompt.id,
                     "text": text,
                     "label": answer.label,
@@ -191,7 +191,7 @@ def test_any_answers_get_the_figures_of_our_own_evaluation(
         assert seen.tobytes() == answering.images_of(rows.select([picture]))[0].tobytes()
     for turn in range(len(TEXTS)):
         lines = answered(benchmark, rows, asked, turn)
-        ours = flat(evaluation.score(lines, benchmark, asked, model="x"))
+        ours = flat(evaluation.compute_metrics(lines, benchmark, asked, model="x"))
         theirs = scored(task, docs, [line["text"] for line in lines])
         assert ours == {name: figure for name, figure in theirs.items() if figure is not None}
 
@@ -202,7 +202,7 @@ def test_an_answer_that_cannot_be_read_is_wrong(
     generate("--output_dir", tmp_path / "tasks", "--benchmarks", few(tmp_path))
     task = read(tmp_path / "tasks/vlmface_few.yaml")
     docs = docs_of(task, tmp_path / "cache")
-    wrap = prompts.load("face_cot").wrap
+    wrap = prompts.load("face_cot").completion
     right = [wrap("x", json.loads(truth)["emotion"]) for truth in docs["truth"]]
     assert scored(task, docs, right) == {"accuracy": 1, "uar": 1, "f1_macro": 1, "valid": 1}
     half = scored(task, docs, right[:4] + ["I cannot tell."] * 4)
@@ -241,7 +241,7 @@ def test_a_question_is_the_prompts_own(tmp_path: Path, generate: Callable[..., i
     for doc, prompt in zip(docs, asked * 8, strict=True):
         sample = FaceSample.from_row(rows[rows["id"].index(doc["id"])])
         expected = [sample.label(prompt.space)]
-        if prompt.form != "label":
+        if prompt.format != "label":
             expected += [f"AU{au}" for au in sample.present_aus() if au in (4, 12)]
         assert task["doc_to_target"](doc) == ", ".join(map(str, expected))
         text = prompt.messages()[-1]["content"][1]["text"]
@@ -380,7 +380,7 @@ def test_lmms_eval_reports_our_figures(
         lines = answered(benchmark, rows, asked, turn=3)
         expected[f"vlmface_{benchmark.id}"] = (
             lines,
-            evaluation.score(lines, benchmark, asked, model="x"),
+            evaluation.compute_metrics(lines, benchmark, asked, model="x"),
         )
         for i, line in enumerate(lines):
             picture = answering.images_of(rows.select([i // len(asked)]))[0]

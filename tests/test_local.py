@@ -75,15 +75,15 @@ def test_probabilities_are_those_of_full_forward_passes(predictor: LocalModel) -
 def test_a_written_rationale_is_reused_whatever_its_length(
     scripted: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers in the asked form, each of another length: the cache ends at another place in each
-    row, and the labels follow it there."""
+    """Answers in the requested format, each of another length: the cache ends at another place in
+    each row, and the labels follow it there."""
     rationales = [
         "The brows are lowered (AU4).",
         "The lips part (AU25), the jaw drops (AU26).",
         "Rest.",
     ]
     tokenizer = scripted.processor.tokenizer
-    texts = [" " + scripted.prompt.wrap(text, "anger") for text in rationales]
+    texts = [" " + scripted.prompt.completion(text, "anger") for text in rationales]
     script = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
     generate = scripted.model.generate
 

@@ -24,7 +24,7 @@ from vlmface.label_spaces import SPACES, LabelSpace
 from vlmface.metrics import measures, metrics, multilabel, statistics
 from vlmface.schema import AFFECT, FaceSample
 
-SPACE = LabelSpace("five", "context", ("A", "B", "C", "D", "E"), {}, "test", several=True)
+SPACE = LabelSpace("five", "context", ("A", "B", "C", "D", "E"), {}, "test", multi_label=True)
 EMOTIC = SPACES["emotic26"]
 PROMPT = prompts.load("emotic")
 
@@ -78,7 +78,7 @@ def flags(rows: list[dict[str, Any]], of: Any, space: LabelSpace = SPACE) -> np.
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_equal_scikit_learn(seed: int) -> None:
     rows = random_rows(120, seed)
-    true, said = flags(rows, multilabel.true), flags(rows, multilabel.said)
+    true, said = flags(rows, multilabel.true_labels), flags(rows, multilabel.predicted_labels)
     got = summarise(rows)["labels"]
     assert got["n"] == 120
     kind: dict[str, Any] = {"zero_division": 0}
@@ -131,7 +131,7 @@ def test_jaccard(said: set[str], true: set[str]) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_map_equals_scikit_learn_with_ties(seed: int) -> None:
     rows = random_rows(80, seed)
-    true = flags(rows, multilabel.true)
+    true = flags(rows, multilabel.true_labels)
     values = np.array([[r["probabilities"][label] for label in SPACE.labels] for r in rows])
     assert len(np.unique(values)) < 12  # many ties
     expected = [sk.average_precision_score(true[:, k], values[:, k]) for k in range(4)]
@@ -160,7 +160,7 @@ def test_weights_are_rows_that_occur_as_often(cells: list[tuple[int, bool, int]]
 
 def test_intervals_are_those_of_rows_drawn_one_by_one() -> None:
     rows = random_rows(40, 3)
-    true = flags(rows, multilabel.true).astype(float)
+    true = flags(rows, multilabel.true_labels).astype(float)
     values = multilabel.ranking(rows, SPACE)
     assert values is not None
     rng, drawn = np.random.default_rng(0), []
@@ -263,25 +263,27 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
         0.1,
         dict.fromkeys(EMOTIC.labels, -2.0),
     )
-    both = answering.line(one, benchmark, PROMPT, written, likely)
+    both = answering.prediction_record(one, benchmark, PROMPT, written, likely)
     assert both["labels"] == both["truth"]["labels"] == ["Engagement", "Happiness"]
     assert both["truth"]["attributes"]["gender"] == "female"
     assert both["truth"]["affect"] == {"valence": 0.5, "arousal": -0.25}
     assert both["label"] is None and both["status"] == "strict"
-    scored = answering.line(one, benchmark, PROMPT, None, likely)
+    scored = answering.prediction_record(one, benchmark, PROMPT, None, likely)
     assert scored["labels"] is None and scored["probabilities"] is None
     assert scored["scores"]["prior"] == dict.fromkeys(EMOTIC.labels, -2.0)
-    free = answering.line(sample(2, None), benchmark, PROMPT, written)
+    free = answering.prediction_record(sample(2, None), benchmark, PROMPT, written)
     assert free["truth"]["labels"] is None and "affect" not in free["truth"]
-    scores = evaluation.score([both], benchmark, [PROMPT], model="m", scoring="both")
+    scores = evaluation.compute_metrics([both], benchmark, [PROMPT], model="m", scoring="both")
     assert scores["labels"]["exact_match"] == 1 and scores["labels"]["map"] == 1
-    assert "mAP 1.000, label F1 1.000" in evaluation.summary(scores)
+    assert "mAP 1.000, label F1 1.000" in evaluation.one_line_summary(scores)
     assert scores["labels"]["no_ci95"].startswith("1 annotated face: too few")
-    assert "valid answers 100.0%" in evaluation.summary(scores)
-    scores = evaluation.score([scored], benchmark, [PROMPT], model="m", scoring="likelihood")
+    assert "valid answers 100.0%" in evaluation.one_line_summary(scores)
+    scores = evaluation.compute_metrics(
+        [scored], benchmark, [PROMPT], model="m", scoring="likelihood"
+    )
     assert scores["scoring"] == "likelihood" and scores["labels"]["map"] == 1
     assert "exact_match" not in scores["labels"]
-    assert "valid answers" not in evaluation.summary(scores)
+    assert "valid answers" not in evaluation.one_line_summary(scores)
 
     answering.write_table(tmp_path / "table.parquet", [both, scored])
     table = pq.read_table(tmp_path / "table.parquet").to_pylist()
@@ -319,7 +321,7 @@ def test_the_report_and_the_comparison_show_them(tmp_path: Path) -> None:
     assert "Label by label" in page and '<th scope="row">Happiness</th>' in page
     assert "mean average precision" in page and "Its valence has an RMSE of" in page
     assert "None" not in page.split("<style>")[0] + page.split("</style>")[1]
-    shown = [r for r in first if ", ".join(multilabel.true(r) or ()) in page]
+    shown = [r for r in first if ", ".join(multilabel.true_labels(r) or ()) in page]
     assert len(shown) == report.FACES  # all are wrong, and as many are shown
     assert all(r["text"] in page for r in shown)
     scored = [r | {"labels": None, "status": "none", "text": ""} for r in first]

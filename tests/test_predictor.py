@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_teacher import Asked, FakeTeacher, Reply
+from fake_teacher import FakeTeacher, Reply, TeacherRequest
 from PIL import Image
 from samples import picture
 
@@ -51,7 +51,7 @@ def behind(run_dir: Path) -> Iterator[FakeTeacher]:
     """A server behind which the same run answers, also piece by piece."""
     model, one_at_a_time = LocalModel.load(run_dir), threading.Lock()
 
-    def behave(asked: Asked) -> Reply:
+    def behave(asked: TeacherRequest) -> Reply:
         image = Image.open(io.BytesIO(base64.b64decode(asked.face.partition(",")[2])))
         with one_at_a_time:
             (found,) = model.predict([image], probabilities=False)
@@ -69,7 +69,7 @@ def behind(run_dir: Path) -> Iterator[FakeTeacher]:
 
 @pytest.fixture(scope="module")
 def served(behind: FakeTeacher, run_dir: Path) -> Iterator[Predictor]:
-    with Predictor.load(behind.url, run=run_dir) as predictor:
+    with Predictor.load(behind.url, run_dir=run_dir) as predictor:
         predictor.view_settings = ViewSettings()
         yield predictor
 
@@ -182,17 +182,17 @@ def test_what_was_not_trained_is_not_asked(local: Predictor) -> None:
 def test_what_is_about_a_server_is_refused_elsewhere(run_dir: Path, behind: FakeTeacher) -> None:
     with pytest.raises(UserError, match=r"served_model_name is lora, but .* is not the URL"):
         Predictor.load(run_dir, served_model_name="lora")
-    with pytest.raises(UserError, match="give --run, the folder of the run that it serves"):
+    with pytest.raises(UserError, match="give --run_dir, the folder of the run that it serves"):
         Predictor.load(behind.url)
     with pytest.raises(UserError, match="was trained with prompt face_cot"):
-        Predictor.load(behind.url, run=run_dir, prompt="expllm")
+        Predictor.load(behind.url, run_dir=run_dir, prompt="expllm")
 
 
 def test_a_server_that_does_not_answer(run_dir: Path) -> None:
     replies = iter([Reply(body=b"data: {}\n\n"), Reply(status=503, body=b"full")])
     with (
         FakeTeacher(lambda asked: next(replies)) as server,
-        Predictor.load(server.url, run=run_dir, attempts=1) as predictor,
+        Predictor.load(server.url, run_dir=run_dir, attempts=1) as predictor,
     ):
         with pytest.raises(NoAnswerError, match="unreadable reply"):
             list(predictor.stream(PICTURES[0], faces="none"))
@@ -294,7 +294,7 @@ def test_it_works_inside_a_running_loop(
     async def notebook() -> list[str]:
         assert texts(predictor.predict(PICTURES[:2])) == expected
         *_, last = predictor.stream(PICTURES[0])
-        with Predictor.load(behind.url, run=run_dir) as another:  # asks which model is served
+        with Predictor.load(behind.url, run_dir=run_dir) as another:  # asks which model is served
             another.view_settings = ViewSettings()
             assert texts(another.predict(PICTURES[:2])) == expected
         return texts([last, await predictor.apredict(PICTURES[1])])  # type: ignore[list-item]
@@ -317,7 +317,7 @@ def test_a_coroutine_is_run_wherever_it_is_called() -> None:
 def test_a_half_read_stream_holds_up_nobody(
     where: str, run_dir: Path, behind: FakeTeacher, local: Predictor
 ) -> None:
-    words = {} if where == "local" else {"run": run_dir, "concurrency": 1, "timeout_s": 20.0}
+    words = {} if where == "local" else {"run_dir": run_dir, "concurrency": 1, "timeout_s": 20.0}
     model = run_dir if where == "local" else behind.url
     expected = texts(local.predict(PICTURES[:1]))
     with Predictor.load(model, **words) as predictor:
@@ -338,7 +338,7 @@ def test_a_half_read_stream_holds_up_nobody(
 def test_closing_twice_is_nothing_and_use_after_it_is_one_message(
     where: str, run_dir: Path, behind: FakeTeacher
 ) -> None:
-    words = {} if where == "local" else {"run": run_dir}
+    words = {} if where == "local" else {"run_dir": run_dir}
     predictor = Predictor.load(run_dir if where == "local" else behind.url, **words)  # type: ignore[arg-type]
     with predictor:
         half = predictor.stream(PICTURES[0], faces="none")
@@ -510,7 +510,7 @@ def test_a_server_is_asked_by_the_command(
     local: Predictor,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--model", behind.url, "--run", str(run_dir), "--json", "--faces", "none"]
+    words = ["--model", behind.url, "--run_dir", str(run_dir), "--json", "--faces", "none"]
     assert main(["predict", files[0], *words]) == 0
     said = json.loads(capsys.readouterr().out)["answers"]["emotion"]["text"]
     assert said == texts(local.predict([Image.open(files[0])]))[0]

@@ -15,7 +15,7 @@ from PIL import Image
 from samples import picture
 
 from vlmface import encode, families, manifest, prompts
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.infer import remote, sampling
 from vlmface.infer.local import LocalModel
 from vlmface.serving import vllm
@@ -24,7 +24,7 @@ from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
-TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
+TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
 PICTURES = [picture(seed) for seed in range(3)]
 
 
@@ -64,7 +64,7 @@ def as_run(folder: Path) -> Path:
         family=family,
         processor=processor,
         prompts=[PROMPT],
-        policy=settings.policy,
+        trainable=settings.trainable,
         views=None,
         num_frames=1,
         max_length=settings.max_length,
@@ -230,7 +230,7 @@ def test_a_thinking_template_rewrites_no_answer(qwen: Any, opening: str) -> None
     )
     for prompt in map(prompts.load, ids):
         for label in prompt.space.labels:
-            target = prompt.wrap("The lip corners are pulled up (AU12).", label)
+            target = prompt.completion("The lip corners are pulled up (AU12).", label)
             assert learnt(qwen, qwen_vl, prompt, target) == target + "<|im_end|>"
             assert prompt.parse(target).status == "strict"
 
@@ -323,7 +323,7 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     processor = llava.load_processor(base)
     processor.chat_template = processor.chat_template.replace("'ASSISTANT:'", "'ASSISTANT:\\n th'")
     processor.chat_template = processor.chat_template.replace("'ASSISTANT: '", "'ASSISTANT:\\n th'")
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(SkippedSampleError) as refused:
         text_only.encode_row(processor, llava, "Who?", "e brows are lowered")
     assert refused.value.reason == "joined"
     from samples import rows

@@ -142,8 +142,8 @@ def test_a_number_out_of_range_is_refused_by_name(name: str, field_: str, kind: 
                 continue
             tried += 1
             for make in (
-                lambda v: config.build(cls, values | {field_: v}, where="a test"),
-                lambda v: config.build(cls, values | {field_: str(v)}, where="a test"),
+                lambda v: config.from_dict(cls, values | {field_: v}, where="a test"),
+                lambda v: config.from_dict(cls, values | {field_: str(v)}, where="a test"),
                 lambda v: cls(**values | {field_: v}),
             ):
                 with pytest.raises(UserError) as error:
@@ -184,7 +184,7 @@ class Small(Checked):
 )
 def test_ranges_reach_into_unions_lists_and_mappings(values: dict, found: Any) -> None:
     (name,) = values
-    assert getattr(config.build(Small, values, where="a test"), name) == found
+    assert getattr(config.from_dict(Small, values, where="a test"), name) == found
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_ranges_reach_into_unions_lists_and_mappings(values: dict, found: Any) -
 )
 def test_what_is_outside_is_said_in_one_line(values: dict, said: str) -> None:
     with pytest.raises(UserError) as error:
-        config.build(Small, values, where="a test")
+        config.from_dict(Small, values, where="a test")
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -221,7 +221,7 @@ def test_what_is_outside_is_said_in_one_line(values: dict, said: str) -> None:
 
 
 def made(name: str, **changes: Any) -> Any:
-    return config.build(SETTINGS[name], sample(name) | changes, where="a test")
+    return config.from_dict(SETTINGS[name], sample(name) | changes, where="a test")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,11 @@ def made(name: str, **changes: Any) -> Any:
             "learning_rates has temporal, but has no",
         ),
         ("clip_finetune", {"lr_scheduler": "steps", "milestones": [5, 12]}, "milestones has 12"),
-        ("run", {"served": "NAME"}, "served is NAME, but x is not a server's URL"),
+        (
+            "run",
+            {"served_model_name": "NAME"},
+            "served_model_name is NAME, but x is not a server's URL",
+        ),
         ("run", {"scoring": "loud"}, "scoring is 'loud', but must be generate | likelihood | both"),
         ("sweep", {"by": "luck"}, "by is 'luck'"),
         ("facial_r1_loop", {"sft": {"n_eval": 4}}, "sft has n_eval 4 and grpo None"),
@@ -355,15 +359,15 @@ def test_the_shipped_warm_ups_are_what_they_were_recorded_with() -> None:
         "clip_captions_tiny": (12000, 50),
     }
     for name, (n, expected) in rows.items():
-        values = config.read(config.find(name))
+        values = config.read_yaml(config.find_config(name))
         cls = next(
             cls for key, cls in SETTINGS.items() if key in name or name.startswith("clip_te")
         )
         if name.startswith("clip_te"):
             cls = clip.Settings
-        settings = config.build(cls, values, where=name)
+        settings = config.from_dict(cls, values, where=name)
         assert math.ceil(settings.warmup_steps * checks.steps(settings, n)) == expected, name
-    values = config.read(config.find("grpo_tiny"))
+    values = config.read_yaml(config.find_config("grpo_tiny"))
     assert math.ceil(values["warmup_steps"] * values["max_steps"]) == 5
 
 

@@ -34,13 +34,13 @@ seeds = st.integers(0, 2**40)
 
 
 @given(faces, emotions, seeds, st.sampled_from([f for f in answers.FORMATS if f != "labels"]))
-def test_round_trip(aus: dict[int, float | None], emotion: str, seed: int, form: str) -> None:
-    text = rules.write(aus, emotion, form=form, seed=seed)
-    answer = answers.parse(text, SPACE, form)
+def test_round_trip(aus: dict[int, float | None], emotion: str, seed: int, format: str) -> None:
+    text = rules.write(aus, emotion, format=format, seed=seed)
+    answer = answers.parse(text, SPACE, format)
     assert (answer.status, answer.label) == ("strict", emotion)
-    assert answer.aus == (() if not answers.has_rationale(form) else tuple(sorted(aus)))
+    assert answer.aus == (() if not answers.has_rationale(format) else tuple(sorted(aus)))
     assert answer.negated_aus == ()
-    assert text == rules.write(dict(reversed(aus.items())), emotion, form=form, seed=seed)
+    assert text == rules.write(dict(reversed(aus.items())), emotion, format=format, seed=seed)
 
 
 @given(faces, emotions, seeds)
@@ -62,10 +62,10 @@ def test_text_is_clean_and_goes_down_the_face(
 @given(faces, emotions, seeds)
 def test_body_is_the_same_in_every_form(aus: dict, emotion: str, seed: int) -> None:
     body = rules.write(aus, emotion, seed=seed, body_only=True)
-    for form in ("think_answer", "three_part"):
-        assert rules.write(aus, emotion, form=form, seed=seed, body_only=True) == body
-        whole = answers.completion_prefix(body, form) + emotion + answers.SUFFIX[form]
-        assert rules.write(aus, emotion, form=form, seed=seed) == whole
+    for format in ("think_answer", "three_part"):
+        assert rules.write(aus, emotion, format=format, seed=seed, body_only=True) == body
+        whole = answers.completion_prefix(body, format) + emotion + answers.SUFFIX[format]
+        assert rules.write(aus, emotion, format=format, seed=seed) == whole
 
 
 @pytest.mark.parametrize("emotion", TYPICAL)
@@ -163,5 +163,5 @@ def test_errors() -> None:
     for intensity in (-1, 5.1, float("nan")):
         with pytest.raises(UserError, match="AU4 has intensity"):
             rules.write({4: intensity}, "anger")
-    with pytest.raises(UserError, match="unknown answer form 'xml'"):
-        rules.write({4: 3}, "anger", form="xml")
+    with pytest.raises(UserError, match="unknown answer format 'xml'"):
+        rules.write({4: 3}, "anger", format="xml")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
-from fake_teacher import Asked, FakeTeacher, Reply, completion
+from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 from miniatures import rafdb
 from miniatures import rationales as miniature
 from PIL import Image
@@ -233,9 +233,9 @@ def test_the_recipe_trains_on_it(built, processor):
     rows = data.load("rationales", built)
     for name in ("face_cot", "expllm"):
         prompt = prompts.load(name)
-        encoded, left_out = encode_rows(rows, processor, llava, prompt, max_length=2000, seed=0)
-        wanted = [i for i, e in enumerate(rows["emotion"]) if prompt.space.canonical(e)]
-        assert len(encoded) == len(wanted) and sum(left_out.values()) == len(rows) - len(wanted)
+        encoded, skipped = encode_rows(rows, processor, llava, prompt, max_length=2000, seed=0)
+        wanted = [i for i, e in enumerate(rows["emotion"]) if prompt.space.match(e)]
+        assert len(encoded) == len(wanted) and sum(skipped.values()) == len(rows) - len(wanted)
         for row, line in zip(rows.select(wanted), encoded, strict=True):
             target = prompt.target(FaceSample.from_row(row))
             text = encode.encode_text(processor, llava, prompt.messages(), target)
@@ -337,7 +337,7 @@ def trouble():
     """Another kind of trouble with each of the first seven faces; only the last stays wrong."""
     faces: list[str] = []
 
-    def behave(asked: Asked) -> Reply | None:
+    def behave(asked: TeacherRequest) -> Reply | None:
         if asked.face not in faces:
             faces.append(asked.face)
         kind = faces.index(asked.face)
@@ -404,7 +404,7 @@ def test_a_build_by_a_teacher_in_trouble(tmp_path, capsys):
     assert html.count("Before the retry") == 3 and NONSENSE in html
     card = (tmp_path / "out" / "README.md").read_text()
     assert notes[0]["prompt_sha"] in card and "cost 0.0525 at 2.5 / 10.0 per million" in card
-    for asked in server.asked:
+    for asked in server.requests:
         uri = asked.face.removeprefix("data:image/jpeg;base64,")
         assert Image.open(io.BytesIO(base64.b64decode(uri))).size == (64, 64)
 
@@ -413,9 +413,9 @@ def test_without_label_is_recorded_and_wrong_ones_are_rejected(tmp_path):
     with FakeTeacher() as server:
         assert build(tmp_path / "out", *teacher(server, "--without-label")) == 0
     source = data.load("synth", split="train", n=N, progress=False)
-    prompts_sent = {asked.prompt() for asked in server.asked}
+    prompts_sent = {asked.prompt() for asked in server.requests}
     assert not any("The expression is" in text for text in prompts_sent)
-    assert len(server.asked) == N  # a wrong label is never told
+    assert len(server.requests) == N  # a wrong label is never told
     counts = summary(tmp_path / "out")["counts"]
     rows = data.load("rationales", tmp_path / "out")
     assert counts["rejected_by"].get("wrong_label", 0) == N - len(rows)
@@ -442,7 +442,7 @@ def test_what_a_teacher_needs_is_asked_for_before_anything_is_sent(tmp_path, cap
         ):
             assert build(tmp_path / "out", *words) == 2
             assert message in capsys.readouterr().err
-        assert not server.asked
+        assert not server.requests
     assert not (tmp_path / "out").exists()
 
 
@@ -499,15 +499,15 @@ def test_a_killed_build_goes_on_with_nothing_twice_and_nothing_lost(tmp_path, ca
         done = {json.loads(line)["id"] for line in before.splitlines()}
         # As if the last kill had struck in the middle of a line.
         answers.write_bytes(before + b'{"id": "synth-0-train-0000')
-        asked_before = len(server.asked)
+        asked_before = len(server.requests)
         assert main(words) == 0
         assert f"; {len(done)} were answered before" in capsys.readouterr().out
     ids = [json.loads(line)["id"] for line in (output / "answers.jsonl").read_text().splitlines()]
     assert len(ids) == len(set(ids)) == 48  # nothing twice, nothing lost
     assert (output / "answers.jsonl").read_bytes().startswith(before)
-    assert len(server.asked) - asked_before == 48 - len(done)
+    assert len(server.requests) - asked_before == 48 - len(done)
     # What was under way at a kill is asked again, and nothing else: 3 at a time, 2 kills.
-    assert 48 <= len(server.asked) <= 48 + 3 * kills
+    assert 48 <= len(server.requests) <= 48 + 3 * kills
     rows = data.load("rationales", output)
     assert len(rows) == summary(output)["counts"]["kept"] == 48
     assert not answers.parent.exists()

@@ -9,7 +9,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply, completion
+from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 
 from vlmface import facs, label_spaces
 from vlmface.errors import UserError
@@ -68,7 +68,7 @@ def test_what_is_sent_and_what_comes_back(tmp_path, monkeypatch):
             api_key_env="MY_KEY",
             request={"max_tokens": 9, "top_p": None},
         )
-    (asked,) = server.asked
+    (asked,) = server.requests
     assert asked.headers["path"] == "/v1/chat/completions"
     assert asked.headers["authorization"] == "Bearer secret-123"
     assert {k: v for k, v in asked.body.items() if k != "messages"} == {
@@ -92,7 +92,7 @@ def test_what_is_sent_and_what_comes_back(tmp_path, monkeypatch):
 def test_as_many_at_a_time_as_allowed(tmp_path):
     with FakeTeacher(lambda asked: Reply(delay=0.1)) as server:
         records, _ = ask(server.url, tmp_path, n=12, concurrency=3)
-    assert len(records) == len(server.asked) == 12
+    assert len(records) == len(server.requests) == 12
     assert server.most_at_once == 3
 
 
@@ -100,7 +100,7 @@ def test_finished_faces_are_not_asked_again(tmp_path):
     with FakeTeacher() as server:
         ask(server.url, tmp_path, n=3)
         records, _ = ask(server.url, tmp_path, n=5)
-    assert len(server.asked) == len(records) == 5
+    assert len(server.requests) == len(records) == 5
 
 
 # --- a server that misbehaves ---------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_retry_after_is_honoured(tmp_path):
         start = time.monotonic()
         records, _ = ask(server.url, tmp_path)
         assert time.monotonic() - start >= 1
-    assert kept(records["f0"]) and len(server.asked) == 2
+    assert kept(records["f0"]) and len(server.requests) == 2
 
 
 def test_retry_after_may_be_a_date(tmp_path):
@@ -145,20 +145,20 @@ def test_a_wait_of_hours_stops_the_build(tmp_path):
 def test_passing_errors_are_retried(tmp_path, reply):
     with FakeTeacher(once(reply, times=2)) as server:
         records, _ = ask(server.url, tmp_path)
-    assert kept(records["f0"]) and records["f0"]["requests"] == 1 and len(server.asked) == 3
+    assert kept(records["f0"]) and records["f0"]["requests"] == 1 and len(server.requests) == 3
 
 
 def test_a_timeout_is_retried(tmp_path):
     with FakeTeacher(once(Reply(delay=1.5))) as server:
         records, _ = ask(server.url, tmp_path, timeout_s=0.5)
-    assert kept(records["f0"]) and len(server.asked) == 2
+    assert kept(records["f0"]) and len(server.requests) == 2
 
 
 def test_wrong_aus_are_right_after_the_repair_request(tmp_path):
     wrong = wrapped("The brows are raised (AU4) and AU12 is there: anger.", "anger")
     with FakeTeacher(once(Reply(text=wrong))) as server:
         records, _ = ask(server.url, tmp_path)
-    first, second = server.asked
+    first, second = server.requests
     assert second.body["messages"][:-2] == first.body["messages"]
     assert second.body["messages"][-2] == {"role": "assistant", "content": wrong}
     repair = second.body["messages"][-1]["content"]
@@ -173,25 +173,25 @@ def test_wrong_aus_are_right_after_the_repair_request(tmp_path):
 def test_a_text_that_stays_wrong_is_kept_for_the_verdict(tmp_path):
     with FakeTeacher(lambda asked: Reply(text="It is anger.")) as server:
         records, _ = ask(server.url, tmp_path, repairs=2)
-    assert len(server.asked) == 3 and not kept(records["f0"])
+    assert len(server.requests) == 3 and not kept(records["f0"])
 
 
 def test_an_empty_text_is_a_text(tmp_path):
     with FakeTeacher(lambda asked: Reply(body=completion(None))) as server:
         records, _ = ask(server.url, tmp_path)
-    assert records["f0"]["text"] == "" and len(server.asked) == 2
+    assert records["f0"]["text"] == "" and len(server.requests) == 2
 
 
 def test_a_repair_never_tells_what_the_prompt_holds_back(tmp_path):
     wrong = wrapped("The brows are lowered (AU4), the lids tense (AU7): fear.", "fear")
     with FakeTeacher(lambda asked: Reply(text=wrong)) as server:
         records, _ = ask(server.url, tmp_path, prompt="without_label")
-    assert len(server.asked) == 1 and "first" not in records["f0"]
-    assert "The expression is" not in server.asked[0].prompt()
+    assert len(server.requests) == 1 and "first" not in records["f0"]
+    assert "The expression is" not in server.requests[0].prompt()
 
 
 def test_one_refused_face_does_not_stop_the_others(tmp_path):
-    def behave(asked: Asked) -> Reply | None:
+    def behave(asked: TeacherRequest) -> Reply | None:
         if asked.face.endswith(",2"):
             return Reply(status=400, body=b"image too large")
         if asked.face.endswith(",3"):
@@ -200,7 +200,7 @@ def test_one_refused_face_does_not_stop_the_others(tmp_path):
 
     with FakeTeacher(behave) as server:
         records, teacher = ask(server.url, tmp_path, n=6)
-    assert sorted(records) == ["f0", "f1", "f4", "f5"] and len(server.asked) == 6
+    assert sorted(records) == ["f0", "f1", "f4", "f5"] and len(server.requests) == 6
     assert teacher.unanswered == {
         "f2": "HTTP 400 image too large",
         "f3": "the endpoint's content filter blocked it",
@@ -215,7 +215,7 @@ def test_what_no_face_can_change_stops_at_once(tmp_path, status):
     ) as server:
         with pytest.raises(UserError, match=f"answers HTTP {status}: no such model; check URL"):
             ask(server.url, tmp_path, n=20, concurrency=2)
-        assert len(server.asked) <= 2
+        assert len(server.requests) <= 2
 
 
 def test_an_endpoint_that_is_gone_stops_the_build(tmp_path):
@@ -302,7 +302,7 @@ def test_prompts_of_ones_own(tmp_path):
     assert not prompt.shows_label and not prompt.shows_aus
     for change, message in (
         (("{candidates}", "{face}"), r"placeholder {face}: use {aus}"),
-        (("think_answer", "label"), "form is 'label'"),
+        (("think_answer", "label"), "format is 'label'"),
         (("source", "sauce"), "no setting 'sauce'"),
     ):
         path.write_text(good.replace(*change))

@@ -26,13 +26,15 @@ seeds = st.integers(0, 2**40)
 
 
 @given(faces, emotions, seeds, st.sampled_from([f for f in answers.FORMATS if f != "labels"]))
-def test_round_trip(aus: dict[int, float | None], emotion: str, seed: int, form: str) -> None:
-    text = rules.write(aus, emotion, form=form, seed=seed, style="varied")
-    answer = answers.parse(text, SPACE, form)
+def test_round_trip(aus: dict[int, float | None], emotion: str, seed: int, format: str) -> None:
+    text = rules.write(aus, emotion, format=format, seed=seed, style="varied")
+    answer = answers.parse(text, SPACE, format)
     assert (answer.status, answer.label) == ("strict", emotion)
-    assert answer.aus == (() if not answers.has_rationale(form) else tuple(sorted(aus)))
+    assert answer.aus == (() if not answers.has_rationale(format) else tuple(sorted(aus)))
     assert answer.negated_aus == ()
-    again = rules.write(dict(reversed(aus.items())), emotion, form=form, seed=seed, style="varied")
+    again = rules.write(
+        dict(reversed(aus.items())), emotion, format=format, seed=seed, style="varied"
+    )
     assert text == again
 
 
@@ -58,13 +60,13 @@ def test_precision_and_recall_are_one_over_ten_thousand_faces() -> None:
     rng = random.Random(7)
     kinds = itertools.cycle(itertools.product(rules.STYLES, ("think_answer", "three_part")))
     said = true = hits = 0
-    for seed, (style, form) in zip(range(10_000), kinds, strict=False):
+    for seed, (style, format) in zip(range(10_000), kinds, strict=False):
         aus = {
             au: rng.choice((None, rng.uniform(0.1, 5)))
             for au in rng.sample(facs.AU_NUMBERS, rng.randint(0, 8))
         }
-        text = rules.write(aus, rng.choice(SPACE.labels), form=form, seed=seed, style=style)
-        found = set(answers.parse(text, SPACE, form).aus)
+        text = rules.write(aus, rng.choice(SPACE.labels), format=format, seed=seed, style=style)
+        found = set(answers.parse(text, SPACE, format).aus)
         said, true, hits = said + len(found), true + len(aus), hits + len(found & set(aus))
     assert hits == said == true > 30_000
 

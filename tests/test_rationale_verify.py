@@ -167,17 +167,19 @@ faces = st.dictionaries(
 
 @given(faces, st.sampled_from(label_spaces.EMOTIONS), st.integers(0, 2**40), st.data())
 def test_what_rules_write_passes_and_any_change_of_the_truth_is_seen(aus, emotion, seed, data):
-    form = data.draw(st.sampled_from(("think_answer", "three_part")))
+    format = data.draw(st.sampled_from(("think_answer", "three_part")))
     style = data.draw(st.sampled_from(sorted(rules.STYLES)))
-    text = rules.write(aus, emotion, form=form, seed=seed, style=style)
-    verdict = verify.check(text, GroundTruth(emotion, aus, ALL), SPACE, form)
+    text = rules.write(aus, emotion, format=format, seed=seed, style=style)
+    verdict = verify.check(text, GroundTruth(emotion, aus, ALL), SPACE, format)
     assert verdict.kept, verdict.faults
     au = data.draw(st.sampled_from(facs.AU_NUMBERS))
     other = dict(aus) if au not in aus else {a: x for a, x in aus.items() if a != au}
     if au not in aus:
         other[au] = 3.0
     expected = "missing_au" if au not in aus else "hallucinated_au"
-    assert verify.check(text, GroundTruth(emotion, other, ALL), SPACE, form).reasons == (expected,)
+    assert verify.check(text, GroundTruth(emotion, other, ALL), SPACE, format).reasons == (
+        expected,
+    )
 
 
 def test_near_duplicates():

@@ -37,7 +37,7 @@ def naive(predictor: LocalModel, image: Any, rationale: str) -> tuple[list[float
             predictor.processor,
             predictor.family,
             predictor.messages,
-            predictor.prompt.wrap(rationale, label),
+            predictor.prompt.completion(rationale, label),
             image_size=image.size,
         )
         row.pop("labels")
@@ -61,7 +61,7 @@ def test_likelihoods_are_those_of_full_forward_passes(predictor: LocalModel) -> 
         same(found, naive(predictor, image, ""))
         assert sum(found.probabilities().values()) == pytest.approx(1)
         assert found.prior is None and found.latency_s > 0
-    if predictor.prompt.form != "label":
+    if predictor.prompt.format != "label":
         for image, text, found in zip(
             PICTURES, RATIONALES, predictor.score(PICTURES, RATIONALES, batch_size=3), strict=True
         ):

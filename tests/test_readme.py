@@ -39,7 +39,7 @@ SETTINGS = sorted(
 )
 SCRIPTS = ("recipes/", "eval/", "app/", "tests/")
 OUTPUTS = ("output_dir", "output", "out", "sheet")
-DEFAULTS = {"data check": "checks/NAME", "score-file": "scores/FILE"}
+DEFAULTS = {"data check": "checks/NAME", "score": "scores/FILE"}
 MEDIA = re.compile(r"[\w./-]+\.(?:jpe?g|png|gif|webp|mp4)")
 
 
@@ -117,12 +117,13 @@ def parse_vlmface(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     if words[0] in FORWARDED and words[1:] != ["--list"]:
         folder = {"train": "recipes", "eval": "eval", "demo": "app"}[words[0]]
         name, *words = words if words[0] == "demo" else words[1:]
+        name = {"temporal": "temporal_ablation"}.get(name, name)
         return parse_script(f"{folder}/{name}.py", words, monkeypatch)
     if words[0] in FORWARDED:
         return None
     arguments, rest = parser().parse_known_args(words)
     assert not rest or hasattr(arguments, "words"), f"unknown arguments {rest}"
-    if words[0] in ("inspect", "plan"):
+    if words[0] in ("inspect", "estimate-memory"):
         settings_from(arguments.config, rest)
     return arguments
 

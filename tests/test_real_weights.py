@@ -146,7 +146,7 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
         family=llava,
         processor=processor,
         prompts=[PROMPT],
-        policy=settings.policy,
+        trainable=settings.trainable,
         views=None,
         num_frames=1,
         max_length=settings.max_length,

@@ -124,8 +124,8 @@ def test_a_label_more_pays_if_and_only_if_it_is_right(
 
 
 @given(categories.filter(bool), st.sampled_from(["{}?", "not {}", "{}, Joy", "{} or none", ""]))
-def test_what_cannot_be_read_earns_nothing(true: set[str], form: str) -> None:
-    assert jaccard(form.format(", ".join(sorted(true))), true) == 0
+def test_what_cannot_be_read_earns_nothing(true: set[str], format: str) -> None:
+    assert jaccard(format.format(", ".join(sorted(true))), true) == 0
 
 
 def test_several_labels_and_the_other_rewards() -> None:
@@ -139,11 +139,11 @@ def test_several_labels_and_the_other_rewards() -> None:
     with pytest.raises(
         UserError, match=r"label_weight_power is 0\.5, but a face may have several labels"
     ):
-        rewards.Judge(rewards.parse({"jaccard": 1}), [one], EMOTIC, label_weight_power=0.5)
-    (function,) = rewards.Judge(rewards.parse({"jaccard": 2}), [one], EMOTIC).functions()
+        rewards.RewardScorer(rewards.parse({"jaccard": 1}), [one], EMOTIC, label_weight_power=0.5)
+    (function,) = rewards.RewardScorer(rewards.parse({"jaccard": 2}), [one], EMOTIC).functions()
     said = [[{"role": "assistant", "content": text}] for text in ("Peace, Pain", "Pain")]
     assert function(said, index=[0, 0]) == [0.5, 0]
-    # In a form with a rationale, named AUs count with several labels as with one.
+    # In a format with a rationale, named AUs count with several labels as with one.
     told = prompts.Prompt("t", 1, "think_labels", "emotic26", "{candidates}?", "test")
     happy = FaceSample(id="x", dataset="test", context=["Peace"], aus=[AULabel(12, 3.0, True)])
     answer = told.parse("<think>AU12.</think><answer>Peace, Pain</answer>")
@@ -277,7 +277,7 @@ def total(written: str, sample: FaceSample) -> float:
 
 
 def test_ten_thousand_strings_find_no_cheaper_way_to_the_best_reward() -> None:
-    """Whatever reaches the best total says the right label in the form, and the right AUs."""
+    """Whatever reaches the best total says the right label in the format, and the right AUs."""
     sample, chance = face(dict(FEAR)), random.Random(0)
     best = total(RIGHT, sample)
     reached = 0
@@ -315,7 +315,7 @@ def test_weights_and_options_are_read() -> None:
         ("au", 2.0, {"beta": 0.5}),
     ]
     for bad, message in [
-        ({"emotions": 1}, "no reward 'emotions': did you mean 'emotion'"),
+        ({"emotions": 1}, "no reward 'emotions'.*did you mean 'emotion'"),
         ({"au": -1}, "weight is -1"),
         ({"au": True}, "weight is True"),
         ({"au": {"gamma": 1}}, "no option 'gamma': it has weight, beta"),
@@ -347,12 +347,12 @@ def test_rare_labels_weigh_more() -> None:
 def test_trl_is_given_the_same_numbers() -> None:
     used = rewards.parse({"format": 1, "emotion": 1, "au": 1})
     samples = [face(dict(FEAR)), face(None, "anger")]
-    judge = rewards.Judge(used, samples, PROMPT, label_weight_power=1)
-    functions = judge.functions()
+    scorer = rewards.RewardScorer(used, samples, PROMPT, label_weight_power=1)
+    functions = scorer.functions()
     assert [function.__name__ for function in functions] == ["format", "emotion", "au"]
     completions = [[{"role": "assistant", "content": RIGHT}]] * 2
-    form, emotion, au = (
+    format, emotion, au = (
         function(prompts=["", ""], completions=completions, index=[0, 1], more=[1, 2])
         for function in functions
     )
-    assert form == [1.0, 1.0] and emotion == [1.0, 0.0] and au == [1.0, None]
+    assert format == [1.0, 1.0] and emotion == [1.0, 0.0] and au == [1.0, None]

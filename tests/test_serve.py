@@ -306,7 +306,7 @@ def test_two_adapters_answer_as_their_runs(server: Served, adapters: list[Path])
     answers = []
     for name, run in zip(("one", "second"), adapters, strict=True):
         with (
-            Predictor.load(server.url, run=run, served_model_name=name) as there,
+            Predictor.load(server.url, run_dir=run, served_model_name=name) as there,
             Predictor.load(run) as here,
         ):
             found = [report.primary.text for report in there.predict(PICTURES, faces="none")]
@@ -329,9 +329,9 @@ def test_figures_behind_the_server_are_the_local_ones(
         *words,
         "--model",
         server.url,
-        "--run",
+        "--run_dir",
         str(adapters[0]),
-        "--served",
+        "--served_model_name",
         "one",
         "--output_dir",
         str(tmp_path / "there"),
@@ -354,7 +354,7 @@ def test_a_server_can_be_held_to_the_form(server: Served, adapters: list[Path]) 
     assert {(report.status, report.primary.complete) for report in found} == {("strict", True)}
     with Predictor.load(
         server.url,
-        run=adapters[0],
+        run_dir=adapters[0],
         served_model_name="one",
         guided_decoding=True,
         max_new_tokens=20,
@@ -386,7 +386,7 @@ def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: l
     thread = threading.Thread(target=hang_up)
     thread.start()
     with Predictor.load(
-        server.url, run=adapters[0], served_model_name="one", concurrency=32
+        server.url, run_dir=adapters[0], served_model_name="one", concurrency=32
     ) as predictor:
         with ThreadPoolExecutor(32) as pool:
             reports = pool.map(partial(predictor.predict, faces="none"), PICTURES)
@@ -422,7 +422,7 @@ def test_requests_outlive_a_restart(adapters: list[Path]) -> None:
     found: list[str] = []
 
     def ask() -> None:
-        how: dict[str, Any] = {"run": adapters[0], "served_model_name": "one", "attempts": 12}
+        how: dict[str, Any] = {"run_dir": adapters[0], "served_model_name": "one", "attempts": 12}
         with Predictor.load(first.url, **how) as there:
             begun.set()
             while len(found) < 8 or not again.is_set():

@@ -78,7 +78,7 @@ def test_the_model_learns_and_the_log_says_so(run_dir: Path) -> None:
     train = json.loads((run_dir / "metrics.json").read_text())["train"]
     assert train["steps"] == 12
     assert (train["loss_first"], train["loss_last"]) == (lines[0]["loss"], lines[-1]["loss"])
-    assert train["n"] == 48 and train["left_out"] == {}
+    assert train["n"] == 48 and train["skipped"] == {}
     assert train["peak_rss_gib"] > 0.1 and train["samples_per_s"] > 0
     assert 0 < train["trainable"] < train["parameters"]
 

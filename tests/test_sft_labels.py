@@ -53,7 +53,7 @@ def train(base: Path, folder: Path, *words: str) -> int:
 
 def test_rows_with_several_labels_are_learnt(run_dir: Path) -> None:
     scores = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-    assert scores["train"]["n_by_prompt"] == {"emotic": 3} and scores["train"]["left_out"] == {}
+    assert scores["train"]["n_by_prompt"] == {"emotic": 3} and scores["train"]["skipped"] == {}
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     true = [person[3] for person in emotic.PEOPLE["train"]]
     assert [line["truth"]["labels"] for line in lines] == true

@@ -173,7 +173,7 @@ def test_shapes_belong_to_the_face() -> None:
     assert not crops.mixes_face_and_scene(VIEWS)  # nothing is seen of what is around it
     scene = crops.View(view="scene")
     assert crops.mixes_face_and_scene((*VIEWS, scene))
-    arms = context_ablation.split((*VIEWS, scene))
+    arms = context_ablation.split_views((*VIEWS, scene))
     assert arms["face"] == list(VIEWS) and arms["scene"] == [scene]
     assert crops.parse_views(crops.views_as_dicts(VIEWS)) == VIEWS
     assert len({view.folder for view in VIEWS}) == 3

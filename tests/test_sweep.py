@@ -161,12 +161,12 @@ def test_what_cannot_be_swept(run_dir: Path, tmp_path: Path) -> None:
 
 def test_a_prompt_about_another_label_space() -> None:
     prompt = prompts.load("expllm")
-    other = prompt.asking_for(space("emotion8"))
+    other = prompt.with_label_space(space("emotion8"))
     assert "contempt" in str(other.messages()) and "contempt" not in str(prompt.messages())
-    assert other.sha != prompt.sha and prompt.asking_for(prompt.space) is prompt
+    assert other.sha != prompt.sha and prompt.with_label_space(prompt.space) is prompt
     order = list(reversed(other.space.labels))
-    listed = other.listing(order)
+    listed = other.with_label_order(order)
     assert ", ".join(order) in str(listed.messages()) and listed.sha != other.sha
     assert listed.space.labels == other.space.labels
     with pytest.raises(UserError, match="should hold each label of emotion8 once"):
-        other.listing(order[1:])
+        other.with_label_order(order[1:])

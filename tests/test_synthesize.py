@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply
+from fake_teacher import FakeTeacher, Reply, TeacherRequest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import load_script
@@ -80,13 +80,13 @@ def chosen(
     face = self_training.Face(0, "x", label, truth, "fear", None)
 
     def judge(text: str, against: GroundTruth) -> verify.Verdict:
-        return verify.check(text, against, SPACE, PROMPT.form)
+        return verify.check(text, against, SPACE, PROMPT.format)
 
     return self_training.select_rationale(face, texts, PROMPT.parse, judge, least)
 
 
 def written(aus: dict[int, float | None], label: str) -> str:
-    return rules.write(aus, label, seed=1, style="varied", form="think_answer")
+    return rules.write(aus, label, seed=1, style="varied", format="think_answer")
 
 
 RIGHT = written(TRUTH.aus, "fear")  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ OTHER = written({4: 3.0}, "anger")
 def test_the_first_text_that_passes_is_taken() -> None:
     truth, text, verdict, how = chosen([OTHER, RIGHT, SHORT], label="fear", truth=TRUTH)
     assert verdict.kept and text == RIGHT and truth is TRUTH
-    assert how == {"label": "annotated", "agreement": 0.6667, "samples": 3, "known": "fear"}
+    assert how == {"label": "annotated", "agreement": 0.6667, "samples": 3, "known_label": "fear"}
     # None passes: the one with the fewest faults is shown, and why.
     _, text, verdict, _ = chosen([OTHER, SHORT], label="fear", truth=TRUTH)
     assert text == SHORT and verdict.reasons == ("missing_au",)
@@ -130,7 +130,7 @@ def test_no_emotion_takes_over() -> None:
             written(aus, label),
             GroundTruth(label, aus, frozenset(facs.SYNTH_AUS)),
             SPACE,
-            PROMPT.form,
+            PROMPT.format,
         )
         return WrittenRationale(i, str(i), GroundTruth(label, aus, frozenset()), "", verdict)
 
@@ -201,8 +201,8 @@ def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> N
         assert row["aus"] == own[sample.id]["aus"]
         answer = PROMPT.parse(PROMPT.target(sample))
         assert answer.label == sample.emotion and set(answer.aus) == set(sample.present_aus())
-    encoded, left_out = encode_rows(rows, processor, llava, PROMPT, max_length=512, seed=0)
-    assert len(encoded) == len(rows) and not left_out
+    encoded, skipped = encode_rows(rows, processor, llava, PROMPT, max_length=512, seed=0)
+    assert len(encoded) == len(rows) and not skipped
 
 
 def test_the_card_says_who_wrote_and_how_they_agreed(built: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_server_is_asked_for_several_answers(recipe: Recipe, tmp_path: Path, c
     truths = [FaceSample.from_row(row) for row in rows.remove_columns(["image", "frames"])]
     right = [written(t.intensities(), str(t.emotion)) for t in truths]
 
-    def behave(asked: Asked) -> Reply:
+    def behave(asked: TeacherRequest) -> Reply:
         return choices(right[asked.number], right[asked.number], OTHER)
 
     with FakeTeacher(behave) as server:
@@ -298,12 +298,12 @@ def test_a_server_is_asked_for_several_answers(recipe: Recipe, tmp_path: Path, c
             recipe(tmp_path / "out", **words)
         assert recipe(tmp_path / "out", prompt="face_cot", **words) == 0
     assert "4 pictures of faces, without annotation, are sent to" in capsys.readouterr().out
-    for asked in server.asked:
+    for asked in server.requests:
         assert (asked.body["n"], asked.body["temperature"]) == (3, 0.7)
         assert asked.face.startswith("data:image/jpeg")
         user = next(m for m in PROMPT.messages() if m["role"] == "user")
         assert asked.prompt() == user["content"][1]["text"]
-    seeds = [asked.body["seed"] for asked in server.asked]
+    seeds = [asked.body["seed"] for asked in server.requests]
     assert len(set(seeds)) == 4
     found = summary(tmp_path / "out")
     assert found["counts"]["kept"] == 4 and found["cost"]["completion_tokens"] == 120
@@ -321,7 +321,7 @@ def test_a_face_that_the_server_refuses(recipe: Recipe, tmp_path: Path) -> None:
     sample = FaceSample.from_row(data.load("synth", n=1).remove_columns(["image", "frames"])[0])
     right = written(sample.intensities(), str(sample.emotion))
 
-    def behave(asked: Asked) -> Reply:
+    def behave(asked: TeacherRequest) -> Reply:
         refused = Reply(status=400, body=b"filtered")
         return choices(right, right, right) if asked.number == 0 else refused
 

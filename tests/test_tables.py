@@ -53,7 +53,7 @@ def test_every_published_result_has_a_column(name: str) -> None:
     scores: dict[str, Any] = {"n": 1, "au": {"f1_macro": 0.5}}
     for one in benchmark.spaces:
         block = {"accuracy": 0.5, "uar": 0.5, "f1_macro": 0.5}
-        if one.several:
+        if one.multi_label:
             scores["labels"] = {"map": 0.5, "f1_macro": 0.5}
         elif one.field == "emotion":
             scores["emotion"] = block

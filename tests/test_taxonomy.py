@@ -40,7 +40,7 @@ def test_spaces() -> None:
         # No two labels share a word, and every label is itself.
         keys = [label_spaces.normalise(word) for word in (*space.labels, *space.aliases)]
         assert len(set(keys)) == len(keys)
-        assert [space.canonical(label) for label in space.labels] == list(space.labels)
+        assert [space.match(label) for label in space.labels] == list(space.labels)
     assert set(SPACE.labels) - set(label_spaces.SPACES["emotion7"].labels) == {"contempt"}
 
 
@@ -62,23 +62,23 @@ def test_spaces() -> None:
     ],
 )
 def test_canonical(text: str, label: str | None) -> None:
-    assert SPACE.canonical(text) == label
+    assert SPACE.match(text) == label
 
 
 def test_canonical_of_attributes() -> None:
     race, age = label_spaces.SPACES["race7"], label_spaces.SPACES["age_group5"]
-    assert race.canonical("latino hispanic") == "Latino_Hispanic"
-    assert race.canonical("east-asian") == "East Asian"
-    assert race.canonical("asian") is None
-    assert age.canonical("20 \u2013 39") == "20-39"
-    assert age.canonical("2039") is None
-    assert label_spaces.SPACES["emotion7"].canonical("contempt") is None
+    assert race.match("latino hispanic") == "Latino_Hispanic"
+    assert race.match("east-asian") == "East Asian"
+    assert race.match("asian") is None
+    assert age.match("20 \u2013 39") == "20-39"
+    assert age.match("2039") is None
+    assert label_spaces.SPACES["emotion7"].match("contempt") is None
 
 
 @given(st.text())
 def test_canonical_takes_any_text(text: str) -> None:
     for space in label_spaces.SPACES.values():
-        assert space.canonical(text) in (None, *space.labels)
+        assert space.match(text) in (None, *space.labels)
 
 
 def test_the_shas_are_those_of_runs_and_golden_files() -> None:
@@ -168,6 +168,6 @@ def test_codings_are_complete() -> None:
 def test_unknown_codes_and_spaces_are_errors() -> None:
     with pytest.raises(UserError, match=r"rafdb has no emotion code 0: .*1=surprise"):
         label_spaces.CODINGS["rafdb"].decode(0)
-    with pytest.raises(UserError, match=r"no label space 'emotion9': did you mean 'emotion8'"):
+    with pytest.raises(UserError, match=r"no label space 'emotion9'.*did you mean 'emotion8'"):
         label_spaces.space("emotion9")
     assert label_spaces.space("gender") is label_spaces.SPACES["gender"]

@@ -14,7 +14,7 @@ from datasets import concatenate_datasets
 from samples import picture, rows
 
 from vlmface import encode, families, prompts
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.train import text_only
 from vlmface.train.rows import encode_rows
 
@@ -119,7 +119,7 @@ def test_rows_are_mixed_and_what_does_not_fit_is_counted(processor: Any, tmp_pat
     assert mixed["row"][:] == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match=r"no row of text_only_data .* can be trained on"):
         text_only.encode_file(write(path, long), processor, llava, 512, **words)
-    with pytest.raises(RefusedError, match="do not fit max_length 20"):
+    with pytest.raises(SkippedSampleError, match="do not fit max_length 20"):
         text_only.encode_row(processor, llava, QUESTION, ANSWER, max_length=20)
 
 

@@ -23,7 +23,7 @@ from vlmface.utils.ranges import Checked, kinds
 _LOOKS = ("ranges.py", "config.py", "dataclasses.py", "checks.py", "copy.py")
 _CHECKS = (
     "check",
-    "check_policy",
+    "check_trainable",
     "unused",
     "unused_lora",
     "__post_init__",
@@ -67,7 +67,7 @@ def unread(cls: type, words: dict[str, Any], main: Any) -> set[str]:
     """Fields that a run of a recipe neither reads nor reports as unused."""
     made: list[Any] = []
     with recorded(cls) as read, pytest.MonkeyPatch.context() as patch:
-        plain = config.parse
+        plain = config.load_config
 
         def parse(*args: Any, **kwargs: Any) -> Any:
             made.append(plain(*args, **kwargs))
@@ -242,8 +242,8 @@ def test_a_field_without_effect_is_refused(
 ) -> None:
     (which,) = field
     values = sample(name) | off
-    config.refuse_unused(config.build(SETTINGS[name], values, where="a test"))
-    settings = config.build(SETTINGS[name], values | field, where="a test")
+    config.refuse_unused(config.from_dict(SETTINGS[name], values, where="a test"))
+    settings = config.from_dict(SETTINGS[name], values | field, where="a test")
     with pytest.raises(UserError) as error:
         config.refuse_unused(settings)
     said = str(error.value)
@@ -275,7 +275,7 @@ def test_a_file_may_hold_what_the_command_line_switches_off(
             "lora_rank: 32\n"
         )
         argv = ["--config", str(file), *words]
-        return config.parse(SFTSettings, argv, default="none", usage="")
+        return config.load_config(SFTSettings, argv, default="none", usage="")
 
     assert parse("lora").lora_rank == 32
     with pytest.raises(UserError, match="lora_rank is 32, but has no effect"):
@@ -298,7 +298,7 @@ def test_an_adapter_keeps_its_policy_and_its_rank(run_dir: Path, tmp_path: Path)
 
 
 def limitations(*words: str) -> str | None:
-    settings = config.parse(
+    settings = config.load_config(
         SFTSettings, ["--output_dir", "o", *words], default="sft_cot_tiny", usage=""
     )
     return settings.limitations
@@ -331,7 +331,7 @@ def test_a_run_on_other_data_does_not_inherit_limitations(
 
 def test_shipped_files_have_no_contradictions() -> None:
     for path in sorted((ROOT / "recipes/configs").glob("*.yaml")):
-        stored = config.read(path)
+        stored = config.read_yaml(path)
         assert (
             "limitations" in stored
             or path.stem in ("clip_captions_tiny", "facial_r1_loop")

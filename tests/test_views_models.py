@@ -73,7 +73,7 @@ def naive(predictor: LocalModel, row: Any, rationale: str = "") -> dict[str, flo
     """Log-likelihoods of the labels by one full forward pass a label."""
     scores = {}
     for label in predictor.prompt.space.labels:
-        text = predictor.prompt.wrap(rationale, label)
+        text = predictor.prompt.completion(rationale, label)
         one = encode.encode(predictor.processor, predictor.family, predictor.messages, row, text)
         batch = encode.Collator(predictor.processor, predictor.family)([one])
         labels = batch.pop("labels")[0, 1:]
@@ -165,7 +165,7 @@ def test_more_or_fewer_pictures_than_the_prompt_is_about(predictor: LocalModel) 
 
 def test_families_tell_a_server_how_many_pictures_a_request_has(predictor: LocalModel) -> None:
     policy = dict.fromkeys(("vision_tower", "projector", "language_model"), "frozen")
-    how: dict[str, Any] = {"max_length": 9, "policy": policy, "images": 2}
+    how: dict[str, Any] = {"max_length": 9, "trainable": policy, "images": 2}
     if predictor.family is families.get("paligemma"):
         with pytest.raises(UserError, match="reads PaliGemma's question causally"):
             predictor.family.vllm_flags(predictor.processor, **how)

@@ -69,10 +69,10 @@ def test_what_is_asked_and_what_is_read(tmp_path: Path) -> None:
         drawn = client.sample([[face()]], [[1, 2]], 2, seed=11)
     assert drawn.ids == [[5, 6, 7]] * 2 and drawn.log_probs == [[-0.5] * 3] * 2
     assert drawn.complete == [True, True]
-    body = fake.asked[0].body
+    body = fake.requests[0].body
     assert (body["n"], body["seed"], body["max_tokens"]) == (2, 11, 8)
     assert body["model"] == client.name and client.name.endswith("-3")
-    assert fake.asked[0].face.startswith("data:image/png")  # without loss
+    assert fake.requests[0].face.startswith("data:image/png")  # without loss
 
 
 def test_a_server_that_is_not_what_is_trained(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_server_that_is_gone_is_tried_again(tmp_path: Path) -> None:
     with FakeTeacher(lambda asked: Reply(status=503, body=b"busy")) as fake:
         with pytest.raises(vllm_rollout.ServerGoneError, match=r"does not answer.*503"):
             server(fake.url, tmp_path).sample([[face()]], [[1]], 2, seed=0)
-        assert len(fake.asked) == 2
+        assert len(fake.requests) == 2
     with pytest.raises(vllm_rollout.ServerGoneError, match="does not answer"):
         server(fake.url, tmp_path).load(0)  # nobody listens there any more
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import data, label_spaces
 from vlmface.data import crop_cache, crops
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.metrics.groups import GROUPED
 from vlmface.metrics.metric import METRICS, Metric, load_metric, with_built_in
 from vlmface.resources import YAML, resource
@@ -67,8 +66,8 @@ class Benchmark:
     @cached_property
     def spaces(self) -> list[label_spaces.LabelSpace]:
         """The label spaces that are scored."""
-        named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
-        return [label_spaces.space(name) for name in named or ()]
+        names = [self.label_space] if isinstance(self.label_space, str) else self.label_space
+        return [label_spaces.space(name) for name in names or ()]
 
     @property
     def extra_metrics(self) -> list[Metric]:
@@ -88,7 +87,7 @@ class Benchmark:
             kinds.add("au")
         for space in self.spaces:
             one_label = "emotion" if space.field == "emotion" else "attributes"
-            kinds.add("labels" if space.several else one_label)
+            kinds.add("labels" if space.multi_label else one_label)
         return kinds
 
     @property
@@ -118,9 +117,9 @@ def load_benchmark(name_or_path: str) -> Benchmark:
         if match := _FOLD.fullmatch(name):
             name, fold = match[1], int(match[2])
         if name not in benchmark_names():
-            raise UserError(f"there is no benchmark {name!r}{_did_you_mean(name)}")
+            raise UserError(f"there is no benchmark {name!r}{_use_one_of(name)}")
         path = resource("eval/benchmarks") / f"{name}.yaml"
-    benchmark = config.build(Benchmark, _with_paths(path), where=str(path))
+    benchmark = config.from_dict(Benchmark, _with_paths(path), where=str(path))
     fields = [space.field for space in benchmark.spaces]
     if not fields and not benchmark.au_set:
         raise UserError(f"{path} has neither label_space nor au_set: say what is scored")
@@ -155,7 +154,7 @@ def _of_dataset(path: str) -> Benchmark:
 
 def _with_paths(path: Path) -> dict[str, Any]:
     """The content of a protocol file, in which the names of files are paths from here."""
-    content = config.read(path)
+    content = config.read_yaml(path)
     for key in ("label_space", "dataset"):
         names = content.get(key)
         if isinstance(names, list):
@@ -217,12 +216,10 @@ def benchmark_names() -> list[str]:
     return sorted(file.stem for file in resource("eval/benchmarks").glob("*.yaml"))
 
 
-def _did_you_mean(name: str) -> str:
+def _use_one_of(name: str) -> str:
     """The end of a sentence about an unknown benchmark."""
-    known = benchmark_names()
-    near = difflib.get_close_matches(name.lower(), known)
-    hint = f" (did you mean {', '.join(map(repr, near))}?)" if near else ""
-    return f"{hint}: use one of {', '.join(known)}"
+    names = benchmark_names()
+    return f"{did_you_mean(name.lower(), names, 3)}: use one of {', '.join(names)}"
 
 
 def load_published(path: Path | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -230,11 +227,11 @@ def load_published(path: Path | None = None) -> dict[str, list[dict[str, Any]]]:
     and `source`, has scores (0..1) under names of PUBLISHED_SCORES, and may have `notes` on how its
     protocol differs. Raises UserError."""
     path = path or resource("eval/published.yaml")
-    results = config.read(path)
-    known = benchmark_names()
+    results = config.read_yaml(path)
+    names = benchmark_names()
     for name, entries in results.items():
-        if name not in known:
-            raise UserError(f"{path}: there is no benchmark {name!r}{_did_you_mean(str(name))}")
+        if name not in names:
+            raise UserError(f"{path}: there is no benchmark {name!r}{_use_one_of(str(name))}")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(f"{path}: {name} should hold a list of {{model, scores, source}}")
         for number, entry in enumerate(entries, 1):

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from vlmface import __version__
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.rationale import cli as rationales
 from vlmface.registry import load_file
 from vlmface.resources import resource
 from vlmface.utils import distributed
-from vlmface.utils.config import nearest, option
+from vlmface.utils.config import ArgumentParser, option
 from vlmface.utils.ranges import Count, Natural, NotNegative, Port, Seed, kinds
 from vlmface.utils.terminal import printable
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[ArgumentParser]"
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         arguments.batch_size,
         box=arguments.box,
         faces=arguments.faces,
-        **_who(arguments),
+        **_predictor_options(arguments),
     )
 
 
@@ -144,7 +144,7 @@ def _gateway(arguments: argparse.Namespace) -> int:
         arguments.port,
         arguments.trusted_proxy,
         arguments.allowed_hosts,
-        **_who(arguments),
+        **_predictor_options(arguments),
     )
 
 
@@ -162,10 +162,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return inspect_command(arguments.config, arguments.words, arguments.n, arguments.color)
 
 
-def _plan(arguments: argparse.Namespace) -> int:
-    from vlmface.tools.estimate_memory import plan_command
+def _estimate_memory(arguments: argparse.Namespace) -> int:
+    from vlmface.tools.estimate_memory import estimate_memory_command
 
-    return plan_command(arguments.config, arguments.words, arguments.gpu, arguments.measure)
+    return estimate_memory_command(
+        arguments.config, arguments.words, arguments.gpu, arguments.measure
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -174,8 +176,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     return compare_command(arguments.runs, arguments.output_dir, arguments.benchmark)
 
 
-def _score_file(arguments: argparse.Namespace) -> int:
-    from vlmface.evaluate.score_file import score_command
+def _score(arguments: argparse.Namespace) -> int:
+    from vlmface.evaluate.score import score_command
 
     return score_command(
         arguments.file,
@@ -188,7 +190,7 @@ def _score_file(arguments: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(
+    top = ArgumentParser(
         prog="vlmface", description="Fine-tune and question vision-language models that read faces."
     )
     top.add_argument("--version", action="version", version=f"vlmface {__version__}")
@@ -206,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_score(commands)
     _add_inspect(commands)
-    _add_plan(commands)
+    _add_estimate_memory(commands)
     return top
 
 
@@ -248,7 +250,7 @@ def _add_data(commands: Commands) -> None:
     _add_data_init(tools)
     check = tools.add_parser("check", help="counts, broken files, leaks, and a sheet of faces")
     _add_copy(check)
-    check.add_argument("--output_dir", type=Path, help="folder to write (default checks/NAME)")
+    check.add_argument("--output-dir", type=Path, help="folder to write (default checks/NAME)")
     check.set_defaults(run=_data_check)
 
     crop = tools.add_parser("crop", help="cut the faces out once, into the cache of the recipes")
@@ -341,7 +343,7 @@ def _add_predict(commands: Commands) -> None:
         "whole (default: largest for a run that was trained on faces and where "
         "vlmface[detect] is installed, otherwise none)",
     )
-    option(predict, "--batch_size", Count, default=16)
+    option(predict, "--batch-size", Count, default=16)
     predict.set_defaults(run=_predict)
 
 
@@ -364,7 +366,7 @@ def _add_serve(commands: Commands) -> None:
         choices=("float32", "bfloat16"),
         help="(default: bfloat16 on a GPU, float32 on a CPU)",
     )
-    option(serve, "--max_num_seqs", Count, default=64, help="answers at a time")
+    option(serve, "--max-num-seqs", Count, default=64, help="answers at a time")
     serve.add_argument("--dry-run", action="store_true", help="print vLLM's command only")
     serve.set_defaults(run=_serve, words=[])
 
@@ -396,7 +398,7 @@ def _add_compare(commands: Commands) -> None:
         "the others are held against",
     )
     compare.add_argument(
-        "--output_dir", default="compare", help="folder to write (default compare)"
+        "--output-dir", default="compare", help="folder to write (default compare)"
     )
     compare.add_argument(
         "--benchmark",
@@ -407,17 +409,17 @@ def _add_compare(commands: Commands) -> None:
 
 
 def _add_score(commands: Commands) -> None:
-    """`vlmface score-file`."""
-    score = commands.add_parser("score-file", help="score the answers that another system wrote")
+    """`vlmface score`."""
+    score = commands.add_parser("score", help="score the answers that another system wrote")
     score.add_argument("file", metavar="FILE", type=Path, help="its answers, with the truth")
     score.add_argument(
         "--format", required=True, choices=("ferbench", "facial-r1", "expllm", "jsonl")
     )
     score.add_argument(
-        "--label_space", metavar="NAME", help="what may be answered (default emotion8, or as asked)"
+        "--label-space", metavar="NAME", help="what may be answered (default emotion8, or as asked)"
     )
     score.add_argument(
-        "--au_set",
+        "--au-set",
         nargs="+",
         default=[],
         metavar="AU",
@@ -425,8 +427,8 @@ def _add_score(commands: Commands) -> None:
         "the truth lists and, where it does not say what was coded, those that an "
         "answer names)",
     )
-    score.add_argument("--output_dir", type=Path, help="folder to write (default scores/FILE)")
-    score.set_defaults(run=_score_file)
+    score.add_argument("--output-dir", type=Path, help="folder to write (default scores/FILE)")
+    score.set_defaults(run=_score)
 
 
 def _add_inspect(commands: Commands) -> None:
@@ -440,15 +442,19 @@ def _add_inspect(commands: Commands) -> None:
     inspect.set_defaults(run=_inspect)
 
 
-def _add_plan(commands: Commands) -> None:
-    """`vlmface plan`."""
-    plan = commands.add_parser(
-        "plan", help="memory and steps of a run, before it is started", allow_abbrev=False
+def _add_estimate_memory(commands: Commands) -> None:
+    """`vlmface estimate-memory`."""
+    command = commands.add_parser(
+        "estimate-memory",
+        help="memory and steps of a run, before it is started",
+        allow_abbrev=False,
     )
-    _add_settings(plan)
-    plan.add_argument("--gpu", metavar="SIZE", help="such as 24GB (default: this machine's CPU)")
-    plan.add_argument("--measure", action="store_true", help="take four real steps, for the time")
-    plan.set_defaults(run=_plan)
+    _add_settings(command)
+    command.add_argument("--gpu", metavar="SIZE", help="such as 24GB (default: this machine's CPU)")
+    command.add_argument(
+        "--measure", action="store_true", help="take four real steps, for the time"
+    )
+    command.set_defaults(run=_estimate_memory)
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -469,11 +475,13 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--prompt", help="ask this one of the run's prompts (default: all)")
     command.add_argument(
-        "--run", metavar="RUN", dest="run_dir", help="of a server: the run folder that it serves"
+        "--run-dir", metavar="RUN", help="of a server: the run folder that it serves"
     )
-    command.add_argument("--served", metavar="NAME", help="of a server: its name for the model")
     command.add_argument(
-        "--api_key_env", metavar="NAME", help="of a server: environment variable that holds its key"
+        "--served-model-name", metavar="NAME", help="of a server: its name for the model"
+    )
+    command.add_argument(
+        "--api-key-env", metavar="NAME", help="of a server: environment variable that holds its key"
     )
     command.add_argument(
         "--request",
@@ -494,7 +502,7 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="to listen at (default 127.0.0.1)")
     option(command, "--port", Port, default=8080, help="to listen at; 0: any free one")
     command.add_argument(
-        "--client_keys_env",
+        "--client-keys-env",
         metavar="NAME",
         help="environment variable with the keys, one of which clients must send "
         "(default: anyone may send requests)",
@@ -506,19 +514,19 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests a minute of one client (default: any number)",
     )
-    option(command, "--max_mb", limits["max_mb"], default=10, help="of a request")
-    option(command, "--max_megapixels", limits["max_megapixels"], default=24, help="of a picture")
-    option(command, "--max_faces", limits["max_faces"], default=10, help="of a picture")
+    option(command, "--max-mb", limits["max_mb"], default=10, help="of a request")
+    option(command, "--max-megapixels", limits["max_megapixels"], default=24, help="of a picture")
+    option(command, "--max-faces", limits["max_faces"], default=10, help="of a picture")
     option(
         command,
-        "--max_in_flight",
+        "--max-in-flight",
         limits["max_in_flight"],
         default=64,
         help="requests answered at once",
     )
     option(
         command,
-        "--body_timeout",
+        "--body-timeout",
         limits["body_timeout_s"],
         default=10,
         metavar="S",
@@ -526,7 +534,7 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     )
     option(
         command,
-        "--answer_timeout",
+        "--answer-timeout",
         limits["answer_timeout_s"],
         default=120,
         metavar="S",
@@ -541,10 +549,10 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
         help="seconds to finish requests that have arrived",
     )
     command.add_argument(
-        "--trusted_proxy", metavar="ADDRESS", help="of a proxy whose X-Forwarded-For is believed"
+        "--trusted-proxy", metavar="ADDRESS", help="of a proxy whose X-Forwarded-For is believed"
     )
     command.add_argument(
-        "--allowed_hosts",
+        "--allowed-hosts",
         nargs="+",
         default=[],
         metavar="NAME",
@@ -554,15 +562,15 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_gateway)
 
 
-def _who(arguments: argparse.Namespace) -> dict[str, Any]:
+def _predictor_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """`Predictor.load`'s words for these."""
     from vlmface.utils import config
 
     return {
         "request": config.fields("request", arguments.request) if arguments.request else None,
         "prompt": arguments.prompt,
-        "run": arguments.run_dir,
-        "served_model_name": arguments.served,
+        "run_dir": arguments.run_dir,
+        "served_model_name": arguments.served_model_name,
         "api_key_env": arguments.api_key_env,
     }
 
@@ -606,12 +614,12 @@ EVALUATIONS = {
         "test which evidence the answers depend on",
     ),
     "robustness": ("vlmface.evaluate.robustness", "measure accuracy under image corruptions"),
-    "clips": (
+    "temporal": (
         "vlmface.pipelines.temporal_ablation",
         "compare a model of clips with the same model of single frames",
     ),
     "compare": ("", "compare several runs on the same faces; also `vlmface compare`"),
-    "score-file": ("", "score the answers of another system; also `vlmface score-file`"),
+    "score": ("", "score the answers of another system; also `vlmface score`"),
 }
 
 
@@ -621,7 +629,9 @@ def _train(words: Sequence[str]) -> int:
     if name is None:
         return 0
     if name not in RECIPES:
-        raise UserError(f"there is no recipe {name!r}{nearest(name, RECIPES)}: {_known(RECIPES)}")
+        raise UserError(
+            f"there is no recipe {name!r}{did_you_mean(name, RECIPES)}: {_known(RECIPES)}"
+        )
     recipe = load_file(resource(f"recipes/{name}.py"))
     return int(recipe.main(list(words[1:])))
 
@@ -632,7 +642,7 @@ def _eval(words: Sequence[str]) -> int:
     if name is None:
         return 0
     if name not in EVALUATIONS:
-        hint = nearest(name, EVALUATIONS)
+        hint = did_you_mean(name, EVALUATIONS)
         raise UserError(f"there is no evaluation {name!r}{hint}: {_known(EVALUATIONS)}")
     module = EVALUATIONS[name][0]
     if not module:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmface.data.row_images import IMAGE_COLUMNS, image_refs, open_row_image
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families.base import Family
 from vlmface.utils.images import ImageOrImages, Size, as_list, sizes_of
 
@@ -48,8 +48,8 @@ def encode_text(
         the end of the prompt, then the ids of the completion with its end token.
 
     Raises:
-        RefusedError: "no_target", "image_in_text", "too_long", "image_shape", or "joined": the
-            tokenizer makes one token of the prompt's end and the answer's start.
+        SkippedSampleError: "no_target", "image_in_text", "too_long", "image_shape", or "joined":
+            the tokenizer makes one token of the prompt's end and the answer's start.
         UserError: There are more or fewer sizes than images.
     """
     tokenizer = processor.tokenizer
@@ -57,7 +57,7 @@ def encode_text(
     completion = "" if target is None else _completion(processor, family, messages, target)
     images = _count_images(processor, messages, prompt + completion)
     if images:
-        sizes = [None] * images if image_size is None else _listed(image_size)
+        sizes = [None] * images if image_size is None else _as_lists(image_size)
         prompt = _expand_images(processor, family, prompt, sizes)
     # As processors do: a template that writes the BOS itself must not get a second one.
     bos = tokenizer.bos_token
@@ -65,13 +65,13 @@ def encode_text(
     ids, prefix = (_tokenize(tokenizer, text, special) for text in (prompt + completion, prompt))
     start = len(prefix)
     if ids[:start] != prefix:
-        raise RefusedError(
+        raise SkippedSampleError(
             "joined",
             f"the tokenizer joins the prompt's end {prompt[-20:]!r} with the answer's start "
             f"{completion[:20]!r}: training and serving would not agree",
         )
     if max_length is not None and len(ids) > max_length:
-        raise RefusedError(
+        raise SkippedSampleError(
             "too_long",
             f"{len(ids)} tokens ({prompt.count(processor.image_token)} of the image, "
             f"{len(ids) - start} of the answer) do not fit max_length {max_length}",
@@ -86,14 +86,16 @@ def encode_text(
 def _completion(
     processor: Any, family: Family, messages: Sequence[Mapping[str, Any]], target: str
 ) -> str:
-    """The text after the prompt. Raises RefusedError if the target is empty."""
+    """The text after the prompt. Raises SkippedSampleError if the target is empty."""
     if not target.strip():
-        raise RefusedError("no_target", "the target text is empty: nothing could be learnt from it")
+        raise SkippedSampleError(
+            "no_target", "the target text is empty: nothing could be learnt from it"
+        )
     return family.completion_text(processor, messages, target)
 
 
 def _count_images(processor: Any, messages: Sequence[Mapping[str, Any]], text: str) -> int:
-    """The images of a conversation. Raises RefusedError if its texts hold the image token."""
+    """The images of a conversation. Raises SkippedSampleError if its texts hold the image token."""
     images = sum(
         block["type"] == "image"
         for message in messages
@@ -101,7 +103,7 @@ def _count_images(processor: Any, messages: Sequence[Mapping[str, Any]], text: s
         for block in message["content"]
     )
     if (tokens := text.count(processor.image_token)) != images:
-        raise RefusedError(
+        raise SkippedSampleError(
             "image_in_text",
             f"the conversation holds {tokens} times {processor.image_token!r}, but has {images} "
             "image(s): take the token out of the text",
@@ -124,7 +126,7 @@ def _expand_images(
     )
 
 
-def _listed(sizes: Size | Sequence[Size | None]) -> list[Any]:
+def _as_lists(sizes: Size | Sequence[Size | None]) -> list[Any]:
     return [sizes] if isinstance(sizes[0], int) else list(sizes)
 
 
@@ -159,7 +161,7 @@ def encode(
         What `encode_text` and the family's `image_inputs` return.
 
     Raises:
-        RefusedError: As `encode_text`.
+        SkippedSampleError: As `encode_text`.
         UserError: As `encode_text`.
     """
     text = encode_text(
@@ -254,7 +256,7 @@ class GroupedSampler:
     resumed in the middle of an epoch sees the same rows as one that was not interrupted.
     """
 
-    POOL = 50  # batches that are sorted together: little padding, yet random batches
+    SORT_POOL = 50  # batches that are sorted together: little padding, yet random batches
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths = list(lengths)
@@ -274,7 +276,7 @@ class GroupedSampler:
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(len(self.lengths))
         batches: list[np.ndarray] = []
-        pool = self.POOL * self.batch_size
+        pool = self.SORT_POOL * self.batch_size
         for start in range(0, len(order), pool):
             rows = order[start : start + pool]
             rows = rows[np.argsort([self.lengths[row] for row in rows], kind="stable")]

@@ -14,7 +14,7 @@ class UserError(Exception):
     """
 
 
-class RefusedError(UserError):
+class SkippedSampleError(UserError):
     """A row that cannot be encoded. `reason` is the word under which such rows are counted."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -22,15 +22,16 @@ class RefusedError(UserError):
         self.reason = reason
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
+def did_you_mean(name: object, valid_names: Iterable[str], n: int = 1) -> str:
     """A hint for the message about an unknown name.
 
     Args:
         name: The unknown name.
-        known: The valid names.
+        valid_names: The valid names.
+        n: The most names to suggest.
 
     Returns:
-        " (did you mean 'NAME'?)" with the most similar valid name, "" if none is similar.
+        " (did you mean 'NAME'?)" with the most similar valid names, "" if none is similar.
     """
-    similar = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {similar[0]!r}?)" if similar else ""
+    similar = difflib.get_close_matches(str(name), list(valid_names), n)
+    return f" (did you mean {', '.join(map(repr, similar))}?)" if similar else ""

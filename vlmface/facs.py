@@ -193,8 +193,8 @@ def parse_name(text: str) -> int:
     match = _NAME.fullmatch(text)
     if match and int(match[1]) in AUS:
         return int(match[1])
-    known = ", ".join(name(n) for n in AU_NUMBERS)
-    raise UserError(f"{text!r} is not a known action unit: use one of {known}")
+    names = ", ".join(name(n) for n in AU_NUMBERS)
+    raise UserError(f"{text!r} is not a known action unit: use one of {names}")
 
 
 def top_down(aus: Iterable[int]) -> list[int]:
@@ -217,16 +217,16 @@ def evidence(aus: Mapping[int, float | None] | Iterable[int]) -> dict[str, float
     0 (no AU, or accessory ones only) neutral gets 1. Left-right differences are not used.
     """
     graded = aus if isinstance(aus, Mapping) else dict.fromkeys(aus, None)
-    seen = {
+    strengths = {
         au: 1.0 if value is None else min(1.0, max(0.0, value / 3))
         for au, value in sorted(graded.items())
         if au in INFORMATIVE_AUS
     }
-    total = sum(seen.values())
+    total = sum(strengths.values())
     scores = {"neutral": max(0.0, 1 - total) ** 2}
     for emotion, prototype in PROTOTYPES.items():
         visible_core = sum(
-            weight * max(seen.get(au, 0.0) for au in group)
+            weight * max(strengths.get(au, 0.0) for au in group)
             for group, weight in prototype.core.items()
         )
         if not visible_core:
@@ -234,7 +234,7 @@ def evidence(aus: Mapping[int, float | None] | Iterable[int]) -> dict[str, float
             continue
         recall = visible_core / sum(prototype.core.values())
         core, accessory = prototype.core_aus, prototype.accessory
-        matched = sum(x * ((au in core) + 0.5 * (au in accessory)) for au, x in seen.items())
+        matched = sum(x * ((au in core) + 0.5 * (au in accessory)) for au, x in strengths.items())
         precision = matched / total
         scores[emotion] = (2 * recall * precision / (recall + precision)) ** 2
     mass = sum(scores.values())

@@ -74,7 +74,7 @@ class LabelSpace:
     labels: tuple[str, ...]
     aliases: dict[str, str] = dataclasses.field(hash=False)
     source: str
-    several: bool = False
+    multi_label: bool = False
     ordered: bool = False
 
     @cached_property
@@ -91,12 +91,12 @@ class LabelSpace:
             normalise(label): label for label in self.labels
         }
 
-    def canonical(self, text: str) -> str | None:
+    def match(self, text: str) -> str | None:
         """The label that `text` is, up to case, spaces, punctuation and aliases; else None.
         The whole text must match: "unhappy" and "not happy" are not labels."""
         return self.index.get(normalise(text))
 
-    def of_age(self, years: float) -> str:
+    def age_group_of(self, years: float) -> str:
         """The label of an age, for a space of `age_group`: its labels begin with their first year
         ("20-39", "60+", "more than 70")."""
         firsts = {label: int(re.findall(r"\d+", label)[0]) for label in self.labels}
@@ -117,7 +117,7 @@ class LabelSpace:
             "field": self.field,
             "labels": list(self.labels),
             **({"aliases": aliases} if aliases else {}),
-            **({"multi_label": True} if self.several else {}),
+            **({"multi_label": True} if self.multi_label else {}),
             **({"ordered": True} if self.ordered else {}),
             "source": self.source,
         }
@@ -192,12 +192,12 @@ def _aliases(aliases: Any, labels: tuple[str, ...], where: str) -> dict[str, str
     }
 
 
-def _texts(value: Any, what: str, least: int) -> tuple[str, ...]:
+def _texts(value: Any, description: str, least: int) -> tuple[str, ...]:
     fits = isinstance(value, list) and least <= len(value) <= _MOST
     if not fits or not all(isinstance(x, str) and 0 < len(x) <= _LONGEST for x in value):
         raise UserError(
-            f"{what}: expected a list of {least} or more texts; put words that YAML reads as "
-            "something else, such as no or 10, in quotes"
+            f"{description}: expected a list of {least} or more texts; put words that YAML reads "
+            "as something else, such as no or 10, in quotes"
         )
     return tuple(unicodedata.normalize("NFC", text) for text in value)
 
@@ -217,7 +217,7 @@ def _check(space: LabelSpace, where: str) -> None:
         if (
             label != label.strip()
             or set(label) & set("<>*\n\r")
-            or (space.several and ", " in label)
+            or (space.multi_label and ", " in label)
         ):
             raise UserError(
                 f"{where}: the label {label!r} could not be read in an answer: leave out <, >, *, "
@@ -239,11 +239,13 @@ def read(path: str | Path) -> LabelSpace:
     path = Path(path).expanduser()
     content = read_yaml(path, "the label space")
     if "labels" in content or "label_space" not in content:
-        return _checked(from_mapping(content, str(path)), str(path))
+        return _resolve_built_in(from_mapping(content, str(path)), str(path))
     value = content["label_space"]
     if is_yaml(value):  # read here, as a file that names itself would be read without end
         path = path.parent / Path(value).expanduser()
-        return _checked(from_mapping(read_yaml(path, "the label space"), str(path)), str(path))
+        return _resolve_built_in(
+            from_mapping(read_yaml(path, "the label space"), str(path)), str(path)
+        )
     value = of_definition(with_defaults(value, path), where=path)
     return value if isinstance(value, LabelSpace) else SPACES[value]
 
@@ -262,21 +264,22 @@ def with_defaults(value: Any, path: Path) -> Any:
     return {"id": name, "field": "context", "source": path.name, **value}
 
 
-def _checked(space: LabelSpace, where: str) -> LabelSpace:
+def _resolve_built_in(space: LabelSpace, where: str) -> LabelSpace:
     """A user's label space, or the built-in one that it repeats. Refuses one that takes the id of
     another, and emotions that no sample could have."""
     if space.id in SPACES:
-        known = SPACES[space.id]
-        if (space.sha, space.several, space.ordered) != (known.sha, known.several, known.ordered):
+        built_in = SPACES[space.id]
+        kind = (space.sha, space.multi_label, space.ordered)
+        if kind != (built_in.sha, built_in.multi_label, built_in.ordered):
             raise UserError(
                 f"{where}: {space.id!r} is the id of a built-in label space with other labels: "
                 "choose another id"
             )
-        return known
+        return built_in
     if space.field == "emotion":
-        if space.several:
+        if space.multi_label:
             raise UserError(f"{where}: a face has one emotion: use field: context with multi_label")
-        reached = {space.canonical(emotion) for emotion in EMOTIONS}
+        reached = {space.match(emotion) for emotion in EMOTIONS}
         if missing := [label for label in space.labels if label not in reached]:
             raise UserError(
                 f"{where}: no emotion of FaceSample ({', '.join(EMOTIONS)}) is {missing[0]!r}: "
@@ -318,7 +321,7 @@ def of_definition(value: Any, *, where: Path, trusted: bool = True) -> str | Lab
         UserError: There is no such label space, or it is not valid.
     """
     if isinstance(value, Mapping):
-        label_space = _checked(from_mapping(value, f"label_space of {where}"), str(where))
+        label_space = _resolve_built_in(from_mapping(value, f"label_space of {where}"), str(where))
     elif not isinstance(value, str):
         raise UserError(f"{where}: label_space is {value!r}, but must be a text or a label space")
     elif trusted and is_yaml(value):
@@ -399,8 +402,8 @@ class Coding:
     def decode(self, code: int) -> str | None:
         """The emotion that `code` stands for. Raises UserError for a code the set does not have."""
         if code not in self.codes:
-            known = ", ".join(f"{k}={v}" for k, v in self.codes.items())
-            raise UserError(f"{self.id} has no emotion code {code!r}: its codes are {known}")
+            codes_text = ", ".join(f"{k}={v}" for k, v in self.codes.items())
+            raise UserError(f"{self.id} has no emotion code {code!r}: its codes are {codes_text}")
         return self.codes[code]
 
 

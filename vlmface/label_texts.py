@@ -47,17 +47,17 @@ class LabelTexts:
     negatives: dict[str, Any] = field(default_factory=dict)
     notes: str | None = None
 
-    reasons = False  # nothing is said beside the labels
+    has_rationale = False  # nothing is said beside the labels
 
     @property
-    def several(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether a person may have several of the labels, each being true or false by itself."""
-        return self.space.several
+        return self.space.multi_label
 
     @property
-    def form(self) -> str:
+    def format(self) -> str:
         """What it answers, in the words of `vlmface.prompts`."""
-        return "labels" if self.several else "label"
+        return "labels" if self.multi_label else "label"
 
     @cached_property
     def space(self) -> label_spaces.LabelSpace:
@@ -119,10 +119,12 @@ class LabelTexts:
         """The likeliest label as the answer that a text model would have been read to give; where
         there may be several, all that are likelier than not, and the likeliest in any case."""
         best = max(probabilities, key=probabilities.__getitem__)
-        if not self.several:
+        if not self.multi_label:
             return Answer(best, (), "strict", "")
-        found = [name for name, share in probabilities.items() if share > 0.5 or name == best]
-        return Answer(found[0] if len(found) == 1 else None, (), "strict", "", labels=tuple(found))
+        labels = [name for name, share in probabilities.items() if share > 0.5 or name == best]
+        return Answer(
+            labels[0] if len(labels) == 1 else None, (), "strict", "", labels=tuple(labels)
+        )
 
 
 def signs(emotion: str) -> str:
@@ -184,7 +186,7 @@ def read(path: Path, *, trusted: bool = True) -> LabelTexts:
         content["label_space"] = label_spaces.of_definition(
             content["label_space"], where=path, trusted=trusted
         )
-    texts = config.build(LabelTexts, content, where=str(path))
+    texts = config.from_dict(LabelTexts, content, where=str(path))
     prompts.check_id(texts.id, path)
     for name in ("words", "descriptions", "negatives"):
         for label, value in getattr(texts, name).items():
@@ -209,8 +211,8 @@ def _check_label(texts: LabelTexts, name: str, label: str, value: Any, path: Pat
         else isinstance(value, list) and all(isinstance(text, str) for text in value)
     )
     if not is_right:
-        wanted = "a text" if name == "words" else "a list of texts"
-        raise UserError(f"{path}: {name} of {label!r} is {value!r}, but must be {wanted}")
+        expected = "a text" if name == "words" else "a list of texts"
+        raise UserError(f"{path}: {name} of {label!r} is {value!r}, but must be {expected}")
 
 
 # --- how long they are ----------------------------------------------------------------------------
@@ -221,16 +223,16 @@ def lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     if hasattr(tokenizer, "encode") and hasattr(tokenizer, "sot_token_id"):
         return [len(tokenizer.encode(text)) + 2 for text in texts]
     ids = tokenizer.tokenizer(list(texts), truncation=False, padding=False)["input_ids"]
-    return [len(one) for one in ids]
+    return [len(token_ids) for token_ids in ids]
 
 
-def check_lengths(tokenizer: Any, texts: Sequence[str], what: str) -> None:
+def check_lengths(tokenizer: Any, texts: Sequence[str], description: str) -> None:
     """Raises UserError if a text does not fit: open_clip's tokenizers cut it without a word."""
     limit = tokenizer.context_length
-    found = lengths(tokenizer, texts)
-    if long := [(n, text) for n, text in zip(found, texts, strict=True) if n > limit]:
+    token_counts = lengths(tokenizer, texts)
+    if long := [(n, text) for n, text in zip(token_counts, texts, strict=True) if n > limit]:
         n, text = max(long)
         raise UserError(
-            f"{len(long)} of {len(texts)} texts of {what} have more than the {limit} tokens that "
-            f"this model reads, the longest {n}: {text!r}; shorten them"
+            f"{len(long)} of {len(texts)} texts of {description} have more than the {limit} tokens "
+            f"that this model reads, the longest {n}: {text!r}; shorten them"
         )

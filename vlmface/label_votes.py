@@ -44,7 +44,7 @@ def distribution(votes: Mapping[str, float], space: LabelSpace) -> LabelDistribu
     counts = dict.fromkeys(space.labels, 0.0)
     outside = 0.0
     for word, count in votes.items():
-        if (label := space.canonical(word)) is None:
+        if (label := space.match(word)) is None:
             outside += count
         else:
             counts[label] += count

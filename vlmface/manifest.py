@@ -57,7 +57,8 @@ class Manifest:
         weights: {file name: sha256} of the run's own weights and their configuration.
         max_length: Tokens of a training row.
         generation: {"max_new_tokens"}; decoding is always greedy.
-        dataset: {"name", "split", "n", "options", "fingerprint"} of the training data.
+        dataset: {"name", "split", "n", "options", "fingerprint"} of the training data, and "file",
+            the content of the YAML file that defines it.
         seed: Of training.
         limitations: What the model must not be used for, for readers of its answers.
         views: Of a picture (`data.crops.View`), in order; null for the whole picture.
@@ -324,15 +325,15 @@ def _prompt(manifest: Manifest, run_dir: Path, id: str) -> Any:
 
 
 def select_prompt(
-    run_prompts: Sequence[prompts.Question],
-    wanted: str | Path | prompts.Question,
+    run_prompts: Sequence[prompts.PromptLike],
+    choice: str | Path | prompts.PromptLike,
     run: str | Path,
 ) -> Any:
     """Select one of a run's prompts.
 
     Args:
         run_prompts: All prompts of the run.
-        wanted: The id of a prompt, or a prompt with the same content.
+        choice: The id of a prompt, or a prompt with the same content.
         run: Used in messages.
 
     Returns:
@@ -342,9 +343,9 @@ def select_prompt(
         UserError: The run was not trained with this prompt.
     """
     for prompt in run_prompts:
-        if wanted == prompt.id:
+        if choice == prompt.id:
             return prompt
-    other = prompts.load(wanted) if isinstance(wanted, str | Path) else wanted
+    other = prompts.load(choice) if isinstance(choice, str | Path) else choice
     for prompt in run_prompts:
         if prompt.sha == other.sha:
             return prompt
@@ -374,7 +375,7 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / FILENAME).is_file()
 
 
-def prompt_entry(prompt: prompts.Question) -> dict[str, str]:
+def prompt_entry(prompt: prompts.PromptLike) -> dict[str, str]:
     """The entry of a prompt in a manifest."""
     space = prompt.space
     return {
@@ -504,9 +505,9 @@ def processor_shas(folder: str | Path) -> dict[str, str]:
     }
 
 
-def _check_same(run_dir: str | Path, what: str, stored: str, expected: str) -> None:
+def _check_same(run_dir: str | Path, description: str, stored: str, expected: str) -> None:
     if stored != expected:
         raise UserError(
-            f"{run_dir}: {what} is {stored}, but the model was trained with {expected}: restore "
-            "it, or train again"
+            f"{run_dir}: {description} is {stored}, but the model was trained with {expected}: "
+            "restore it, or train again"
         )

@@ -22,13 +22,13 @@ from vlmface.registry import Registry
 from vlmface.resources import definitions, is_yaml, read_yaml
 from vlmface.schema import FaceSample
 
-_KEYS = ("id", "version", "form", "label_space", "images", "system", "user", "source", "notes")
+_KEYS = ("id", "version", "format", "label_space", "images", "system", "user", "source", "notes")
 _NUMBERS = ("version", "images")
 _MOST_IMAGES = 128
-_REQUIRED = ("id", "version", "form", "label_space", "user", "source")
+_REQUIRED = ("id", "version", "format", "label_space", "user", "source")
 
 
-class Question(Protocol):
+class PromptLike(Protocol):
     """What evaluation and manifests need to know of a question: a prompt is one, and so are the
     texts of a CLIP's labels."""
 
@@ -37,13 +37,13 @@ class Question(Protocol):
     @property
     def sha(self) -> str: ...
     @property
-    def form(self) -> str: ...
+    def format(self) -> str: ...
     @property
     def space(self) -> label_spaces.LabelSpace: ...
     @property
-    def several(self) -> bool: ...
+    def multi_label(self) -> bool: ...
     @property
-    def reasons(self) -> bool: ...
+    def has_rationale(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Prompt:
 
     id: str
     version: int
-    form: str
+    format: str
     label_space: str | label_spaces.LabelSpace
     user: str
     source: str
@@ -79,7 +79,7 @@ class Prompt:
         content = {
             "id": self.id,
             "version": self.version,
-            "form": self.form,
+            "format": self.format,
             "label_space": [self.space.id, self.space.sha],
             "messages": self.messages(),
         }
@@ -115,12 +115,12 @@ class Prompt:
 
         return re.sub(r"\{(\w+)\}", value, text)
 
-    def asking_for(self, space: label_spaces.LabelSpace) -> Prompt:
+    def with_label_space(self, space: label_spaces.LabelSpace) -> Prompt:
         """The same words about another label space of the same kind, with its candidates. Raises
         UserError where the words would not fit."""
         if space == self.space:
             return self
-        alike = (space.field, space.several) == (self.space.field, self.space.several)
+        alike = (space.field, space.multi_label) == (self.space.field, self.space.multi_label)
         if not alike or "{candidates}" not in f"{self.system} {self.user}":
             raise UserError(
                 f"prompt {self.id} asks for {self.space.field} out of {self.space.id}, and "
@@ -128,7 +128,7 @@ class Prompt:
             )
         return replace(self, label_space=space.id if space.is_built_in else space)
 
-    def listing(self, order: Sequence[str]) -> Prompt:
+    def with_label_order(self, order: Sequence[str]) -> Prompt:
         """The same prompt with its candidates in another order."""
         if sorted(order) != sorted(self.space.labels):
             raise UserError(
@@ -144,75 +144,75 @@ class Prompt:
         return {key: value for key, value in content.items() if value is not None}
 
     @property
-    def reasons(self) -> bool:
+    def has_rationale(self) -> bool:
         """Whether a rationale is asked for before the labels."""
-        return answers.has_rationale(self.form)
+        return answers.has_rationale(self.format)
 
     @property
-    def several(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether all labels that apply are asked for."""
-        return self.form in answers.MULTI_LABEL_FORMATS
+        return self.format in answers.MULTI_LABEL_FORMATS
 
-    def truth(self, sample: FaceSample) -> tuple[str, ...]:
+    def target_labels(self, sample: FaceSample) -> tuple[str, ...]:
         """The labels that an answer about the sample should give; () if it is not annotated, or
         has several where one is asked for."""
         labels = sample.labels(self.space)
-        return labels if self.several or len(labels) == 1 else ()
+        return labels if self.multi_label or len(labels) == 1 else ()
 
     @property
     def answer_suffix(self) -> str:
         """What follows the label in a completion."""
-        return answers.SUFFIX[self.form]
+        return answers.SUFFIX[self.format]
 
     def answer_prefix(self, rationale: str) -> str:
         """The completion up to where the label starts: labels are scored after it."""
-        return answers.completion_prefix(rationale, self.form)
+        return answers.completion_prefix(rationale, self.format)
 
-    def wrap(self, rationale: str, label: str) -> str:
-        """A completion in the prompt's form; several labels as `answers.listed` has them."""
+    def completion(self, rationale: str, label: str) -> str:
+        """A completion in the prompt's format; several labels as `answers.join_labels` has them."""
         return self.answer_prefix(rationale) + label + self.answer_suffix
 
     def parse(self, text: str) -> answers.Answer:
         """Read a completion; see `vlmface.answers`."""
-        return answers.parse(text, self.space, self.form)
+        return answers.parse(text, self.space, self.format)
 
     def target(self, sample: FaceSample) -> str:
         """The completion to train on. Raises UserError if the sample lacks the label or the
         rationale, or if its rationale would make the completion unreadable."""
-        labels = self.truth(sample)
+        labels = self.target_labels(sample)
         if not labels:
-            found = getattr(sample, self.space.field)
+            value = getattr(sample, self.space.field)
             raise UserError(
-                f"sample {sample.id!r} has {self.space.field} {found!r}, which is not in label "
+                f"sample {sample.id!r} has {self.space.field} {value!r}, which is not in label "
                 f"space {self.space.id!r} ({', '.join(self.space.labels)}): leave the sample out "
                 "or use a prompt with another label space"
             )
-        if self.reasons and not (sample.rationale or "").strip():
+        if self.has_rationale and not (sample.rationale or "").strip():
             raise UserError(
                 f"sample {sample.id!r} has no rationale, but prompt {self.id!r} asks for one: "
-                f"write it with vlmface.rationale.rules or use a prompt of form "
-                f"{'labels' if self.several else 'label'!r}"
+                f"write it with vlmface.rationale.rules or use a prompt of format "
+                f"{'labels' if self.multi_label else 'label'!r}"
             )
-        text = self.wrap(sample.rationale or "", answers.join_labels(labels))
+        text = self.completion(sample.rationale or "", answers.join_labels(labels))
         read = self.parse(text)
         if (read.status, read.labels) != ("strict", labels):
             raise UserError(
-                f"sample {sample.id!r}: its rationale {sample.rationale!r} does not fit the form "
-                f"{self.form!r} (read back as {read.status}): take tags and headings out of it"
+                f"sample {sample.id!r}: its rationale {sample.rationale!r} does not fit the format "
+                f"{self.format!r} (read back as {read.status}): take tags and headings out of it"
             )
         return text
 
 
-def check_images(asked: Sequence[Prompt], views: int, frames: int) -> None:
+def check_images(prompts: Sequence[Prompt], views: int, frames: int) -> None:
     """Raises UserError unless all prompts are about as many pictures as a model is shown: `frames`
     of each of `views` (0: the picture as it is)."""
-    shown = max(1, views) * frames
-    for prompt in asked:
-        if prompt.images != shown:
+    num_images = max(1, views) * frames
+    for prompt in prompts:
+        if prompt.images != num_images:
             raise UserError(
-                f"prompt {prompt.id} is about {prompt.images} picture(s), but {shown} would be "
-                f"shown: there are {views or 'no'} views, and num_frames is {frames}. Use a prompt "
-                f"with images: {shown}, or other views"
+                f"prompt {prompt.id} is about {prompt.images} picture(s), but {num_images} would "
+                f"be shown: there are {views or 'no'} views, and num_frames is {frames}. Use a "
+                f"prompt with images: {num_images}, or other views"
             )
 
 
@@ -251,19 +251,19 @@ def generate(name: str, space: label_spaces.LabelSpace) -> Prompt:
         name: One of GENERATED.
         space: What may be answered.
     """
-    question = _SEVERAL if space.several else _QUESTIONS[space.field]
-    one = "all that apply of" if space.several else "one of"
+    question = _SEVERAL if space.multi_label else _QUESTIONS[space.field]
+    one = "all that apply of" if space.multi_label else "one of"
     if name == "label":
-        form = "labels" if space.several else "label"
+        format = "labels" if space.multi_label else "label"
         user = f"{question} Answer with {one}: {{candidates}}."
     else:
-        form = "think_labels" if space.several else "think_answer"
+        format = "think_labels" if space.multi_label else "think_answer"
         steps = _UNITS if name == "au_rationale" else f"{question} {_TEXT}"
         user = f"{steps}\nThen give {one} {{candidates}} inside <answer></answer>."
     return Prompt(
         id=f"{name}_{space.id}"[: label_spaces.LONGEST_ID],
         version=1,
-        form=form,
+        format=format,
         label_space=space.id if space.is_built_in else space,
         user=user,
         source="vlmface",
@@ -277,14 +277,14 @@ PROMPTS: Registry[Any] = Registry(
 )
 
 
-def find(name: str | Path, known: Registry[Any]) -> Any:
+def find(name: str | Path, registry: Registry[Any]) -> Any:
     """Where a prompt, or the texts of a CLIP's labels, are defined.
 
     Args:
         name: A built-in name, the path of a YAML file, or an entry point of the group
             `vlmface.prompts` in an installed package, which refers to the path of a YAML file
             (`my_prompt = "my_package:PROMPT"`) or to a `Prompt`.
-        known: What has a name.
+        registry: What has a name.
 
     Returns:
         The path of a YAML file, or what the entry point refers to.
@@ -292,7 +292,7 @@ def find(name: str | Path, known: Registry[Any]) -> Any:
     Raises:
         UserError: Nothing has that name.
     """
-    source = name if is_yaml(name) else known.get(str(name))
+    source = name if is_yaml(name) else registry.get(str(name))
     return Path(source).expanduser() if isinstance(source, str | Path) else source
 
 
@@ -315,7 +315,7 @@ def load(id_or_path: str | Path, space: label_spaces.LabelSpace | None = None) -
             )
         return generate(str(id_or_path), space)
     prompt = _load_named(id_or_path)
-    return prompt if space is None else prompt.asking_for(space)
+    return prompt if space is None else prompt.with_label_space(space)
 
 
 def _load_named(id_or_path: str | Path) -> Prompt:
@@ -337,7 +337,7 @@ def read(path: Path, *, trusted: bool = True) -> Prompt:
     Raises:
         UserError: A key is missing or unknown, or a value is wrong.
     """
-    content = _checked(read_yaml(path, "the prompt"), path)
+    content = _check_content(read_yaml(path, "the prompt"), path)
     content["label_space"] = label_spaces.of_definition(
         content["label_space"], where=path, trusted=trusted
     )
@@ -345,19 +345,21 @@ def read(path: Path, *, trusted: bool = True) -> Prompt:
     content["system"] = (content.get("system") or "").strip() or None
     prompt = Prompt(**content)
     prompt.messages()
-    if prompt.space.several != prompt.several:
+    if prompt.space.multi_label != prompt.multi_label:
         fitting = [
-            f for f in answers.FORMATS if (f in answers.MULTI_LABEL_FORMATS) == prompt.space.several
+            f
+            for f in answers.FORMATS
+            if (f in answers.MULTI_LABEL_FORMATS) == prompt.space.multi_label
         ]
         raise UserError(
-            f"the prompt {path}: form is {prompt.form!r}, but a face has "
-            f"{'several labels' if prompt.space.several else 'one label'} of {prompt.space.id}: "
-            f"use {' or '.join(fitting)}"
+            f"the prompt {path}: format is {prompt.format!r}, but a face has "
+            f"{'several labels' if prompt.space.multi_label else 'one label'} of "
+            f"{prompt.space.id}: use {' or '.join(fitting)}"
         )
     return prompt
 
 
-def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
+def _check_content(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The content of a prompt's file without empty keys. Raises UserError."""
     for key in content:
         if key not in _KEYS:
@@ -374,9 +376,9 @@ def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
         if key != "label_space" and type(value) is not kind:
             raise UserError(f"the prompt {path}: {key!r} is {value!r}, but must be {kind.__name__}")
     check_id(content["id"], path)
-    if content["form"] not in answers.FORMATS:
+    if content["format"] not in answers.FORMATS:
         raise UserError(
-            f"the prompt {path}: form is {content['form']!r}, use one of "
+            f"the prompt {path}: format is {content['format']!r}, use one of "
             f"{', '.join(answers.FORMATS)}"
         )
     if not 1 <= content.get("images", 1) <= _MOST_IMAGES:

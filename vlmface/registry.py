@@ -7,7 +7,6 @@ point of an installed package, a file (`rewards.py:kindness`), an object (`my_pa
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -93,9 +92,11 @@ class Registry(Generic[T]):
 
     def unknown(self, name: str) -> UserError:
         """The error for a name that nothing has, with the nearest name that something has."""
-        near = difflib.get_close_matches(name, self.names(), 1)
-        names = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.names())}"
-        return UserError(f"there is no {self.kind} {name!r}: {names} ({self.hint})")
+        names = self.names()
+        return UserError(
+            f"there is no {self.kind} {name!r}{did_you_mean(name, names)}: "
+            f"use one of {', '.join(names)}, {self.hint}"
+        )
 
     def _load_entry_point(self, point: importlib.metadata.EntryPoint) -> T:
         try:
@@ -121,18 +122,17 @@ def load_object(reference: str, kind: str = "object") -> Any:
     source, _, name = reference.rpartition(":")
     module = load_module(source, f"{kind} {reference!r}")
     if not hasattr(module, name):
-        near = difflib.get_close_matches(name, vars(module), 1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, vars(module))
         raise UserError(f"{kind} {reference!r}: {source} has no {name!r}{hint}")
     return getattr(module, name)
 
 
-def load_module(source: str, what: str) -> ModuleType:
+def load_module(source: str, description: str) -> ModuleType:
     """The module of `path/to/file.py` or `package.module`.
 
     Args:
         source: The file or module.
-        what: What messages say that it is for.
+        description: What messages say that it is for.
 
     Raises:
         UserError: It is missing or cannot be imported.
@@ -142,9 +142,9 @@ def load_module(source: str, what: str) -> ModuleType:
             load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
         )
     except UserError as error:
-        raise UserError(f"{what}: {error}") from error
+        raise UserError(f"{description}: {error}") from error
     except Exception as error:
-        raise UserError(f"{what}: {source} cannot be imported: {error!r}") from error
+        raise UserError(f"{description}: {source} cannot be imported: {error!r}") from error
 
 
 def load_file(path: Path) -> ModuleType:

@@ -48,12 +48,12 @@ def is_yaml(name: str | Path) -> bool:
     return str(name).endswith(YAML)
 
 
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
+def read_yaml(path: Path, description: str) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Args:
         path: The file.
-        what: What messages call it, such as "the prompt".
+        description: What messages call it, such as "the prompt".
 
     Raises:
         UserError: The file cannot be read, holds anything else, or sets a key twice.
@@ -72,11 +72,11 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     if path.exists() and not path.is_file():
-        raise UserError(f"cannot read {what} {path}: it is not a regular file")
+        raise UserError(f"cannot read {description} {path}: it is not a regular file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {what} {path}: {error}") from error
+        raise UserError(f"cannot read {description} {path}: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{what} {path} is not a YAML mapping of `key: value` lines")
+        raise UserError(f"{description} {path} is not a YAML mapping of `key: value` lines")
     return content

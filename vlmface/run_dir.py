@@ -144,7 +144,7 @@ def start_in_folder(
     identity = json.loads(json.dumps(identity))
     if record is not None:
         try:
-            config.compare(settings, folder, free)
+            config.check_config(settings, folder, free)
             _check_identity(folder, record["identity"], identity)
         except UserError:
             if has_trained(folder):
@@ -153,7 +153,7 @@ def start_in_folder(
             record = None
     if record is None:
         others = sorted(os.listdir(folder)) if folder.exists() else []
-        config.save(settings, folder)
+        config.save_config(settings, folder)
         content = {
             "format": _FORMAT,
             "vlmface": __version__,
@@ -258,7 +258,7 @@ def _check_folder(folder: Path, settings: Any, free: Sequence[str]) -> None:
                 "vlmface: use another --output_dir"
             )
     elif has_trained(folder):
-        config.compare(settings, folder, (*RESUMABLE_CHANGES, *free))
+        config.check_config(settings, folder, (*RESUMABLE_CHANGES, *free))
 
 
 def _check_deletable(folder: Path) -> None:

@@ -104,27 +104,27 @@ class FaceSample:
         return self
 
     def _wrong(self, name: str, allowed: str, value: object = None) -> NoReturn:
-        found = getattr(self, name) if value is None else value
+        actual = getattr(self, name) if value is None else value
         raise UserError(
-            f"sample {self.id!r}: field {name!r} is {found!r}, allowed: {allowed}; "
+            f"sample {self.id!r}: field {name!r} is {actual!r}, allowed: {allowed}; "
             "correct the annotation or the adapter that read it"
         )
 
     def label(self, space: label_spaces.LabelSpace) -> str | None:
         """The sample's one label of a label space; None if it has none of the space's labels, or
         several of them."""
-        found = self.labels(space)
-        return found[0] if len(found) == 1 else None
+        labels = self.labels(space)
+        return labels[0] if len(labels) == 1 else None
 
     def labels(self, space: label_spaces.LabelSpace) -> tuple[str, ...]:
         """The sample's labels of a label space, in the space's order; () if it has none of them. An
         age makes an age group."""
         if space.field == "age_group" and self.age_group is None and self.age is not None:
-            return (space.of_age(self.age),)
+            return (space.age_group_of(self.age),)
         value = getattr(self, space.field)
         words = value if isinstance(value, list) else [value]
-        found = {space.canonical(word) for word in words if word}
-        return tuple(label for label in space.labels if label in found)
+        labels = {space.match(word) for word in words if word}
+        return tuple(label for label in space.labels if label in labels)
 
     def annotated_aus(self) -> tuple[int, ...]:
         """The AUs that were coded, present or not, sorted; () if none was."""
@@ -160,13 +160,13 @@ class FaceSample:
     def from_row(cls, row: Mapping[str, Any]) -> FaceSample:
         """The inverse of `to_row`; `image` and `frames` stay whatever objects the row holds.
         Columns of other names are ignored, missing ones take the defaults."""
-        known = {f.name: row[f.name] for f in dataclasses.fields(cls) if f.name in row}
-        if known.get("aus") is not None:
-            known["aus"] = [AULabel(a["au"], a["intensity"], a["present"]) for a in known["aus"]]
-        if known.get("label_votes") is not None:
-            known["label_votes"] = json.loads(known["label_votes"])
-        known["meta"] = json.loads(known.get("meta") or "{}")
-        return cls(**known)
+        values = {f.name: row[f.name] for f in dataclasses.fields(cls) if f.name in row}
+        if values.get("aus") is not None:
+            values["aus"] = [AULabel(a["au"], a["intensity"], a["present"]) for a in values["aus"]]
+        if values.get("label_votes") is not None:
+            values["label_votes"] = json.loads(values["label_votes"])
+        values["meta"] = json.loads(values.get("meta") or "{}")
+        return cls(**values)
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     """`--output_dir DIR [--benchmarks NAME,...] [--dataset_root DIR] [--prompt ID,...] ...`"""
     distributed.check_alone("eval/lmms_eval/generate.py")
     usage = f"python eval/lmms_eval/generate.py {main.__doc__}"
-    settings = config.from_words(Settings, argv, usage=usage)
+    settings = config.parse_args(Settings, argv, usage=usage)
     if settings.dataset_root and not settings.benchmarks:
         raise UserError(
             f"dataset_root is {settings.dataset_root}, but no benchmark is named: say which of "
@@ -213,4 +213,4 @@ def _write_yaml(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    config.command(main)
+    config.run_main(main)

@@ -64,7 +64,7 @@ def docs(index: datasets.Dataset) -> datasets.Dataset:
             )
     rows = benchmarks.load_rows(benchmark, task["dataset_root"], None)
     truths = [
-        json.dumps(answering.truth(FaceSample.from_row(row), benchmark))
+        json.dumps(answering.ground_truth(FaceSample.from_row(row), benchmark))
         for row in rows.remove_columns(["image", "frames"])
     ]
     table = rows.with_format("arrow")[:]
@@ -116,8 +116,8 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
     """What lmms-eval notes beside an answer: "happiness, AU6, AU12"; it scores nothing by it."""
     benchmark, prompt = _benchmark(doc["benchmark"]), _prompt(doc["prompt"])
     row = {"truth": json.loads(doc["truth"])}
-    if prompt.several:
-        return join_labels(multilabel.true(row) or ())
+    if prompt.multi_label:
+        return join_labels(multilabel.true_labels(row) or ())
     label = metrics.truth(row, prompt.space) if benchmark.spaces else None
     present, _ = metrics.true_aus(row, answering.au_set(benchmark, prompt)) or ((), ())
     words = [] if label is None else [label]
@@ -130,7 +130,7 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
 class Figure(NamedTuple):
     """Where a figure is in the scores, and its definition (None: the share of valid answers)."""
 
-    place: tuple[str, ...]
+    path: tuple[str, ...]
     metric: Metric | None
 
     @property
@@ -147,7 +147,7 @@ def figures(benchmark: benchmarks.Benchmark, prompt: Prompt) -> dict[str, Figure
     metrics that the benchmark's file names.
     """
     blocks: list[tuple[Kind, str, tuple[str, ...]]] = []
-    if prompt.several:
+    if prompt.multi_label:
         blocks.append(("labels", PREFIXES["labels"], ("labels",)))
     elif benchmark.spaces:
         field = prompt.space.field
@@ -158,13 +158,13 @@ def figures(benchmark: benchmarks.Benchmark, prompt: Prompt) -> dict[str, Figure
     if answering.au_set(benchmark, prompt):
         blocks.append(("au", PREFIXES["au"], ("au",)))
     blocks.append(("rationale", PREFIXES["rationale"], ("rationale",)))
-    named = {
-        f"{prefix}{metric.key}": Figure((*place, metric.key), metric)
-        for kind, prefix, place in blocks
+    blocks_by_name = {
+        f"{prefix}{metric.key}": Figure((*path, metric.key), metric)
+        for kind, prefix, path in blocks
         for metric in of_kind(benchmark.all_metrics, kind)
         if metric.takes in ("sums", "row")
     }
-    return named | {"valid": Figure(("valid",), None)}
+    return blocks_by_name | {"valid": Figure(("valid",), None)}
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -181,7 +181,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
         "status": answer.status,
         "aus": list(answer.aus),
     }
-    if prompt.several:
+    if prompt.multi_label:
         line["labels"] = list(answer.labels)
     lines = {}
     for name, figure in figures(benchmark, prompt).items():
@@ -194,7 +194,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
 
 def _score(line: Mapping[str, Any], prompt: Prompt, metric: Metric | None) -> float | None:
     """The answer's own score, of a metric that is a share of answers."""
-    if metric is None or metric.share is None or prompt.several:
+    if metric is None or metric.share is None or prompt.multi_label:
         return None
     if metrics.truth(line, prompt.space) is None:
         return None
@@ -208,7 +208,7 @@ def aggregate(lines: Sequence[Mapping[str, Any]]) -> float | None:
     scores = summarise(lines)
     figure = figures(_benchmark(first["benchmark"]), _prompt(first["prompt"]))[first["figure"]]
     value: Any = scores | {"valid": metrics.valid_share(scores)}
-    for name in figure.place:
+    for name in figure.path:
         value = (value or {}).get(name)
     return value
 
@@ -220,7 +220,7 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for line in lines:
         answers.setdefault(line["prompt"], []).append(line)
     summaries = []
-    for name, of_prompt in answers.items():
+    for name, filter_by_prompt in answers.items():
         prompt = _prompt(name)
         about: metrics.About = {
             "benchmark": benchmark.id,
@@ -232,6 +232,6 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
         aus, extra = answering.au_set(benchmark, prompt), benchmark.extra_metrics
         summaries.append(
-            metrics.summarise(of_prompt, prompt.space, aus, about, ci=False, extra=extra)
+            metrics.summarise(filter_by_prompt, prompt.space, aus, about, ci=False, extra=extra)
         )
     return metrics.merge(summaries)

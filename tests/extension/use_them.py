@@ -18,7 +18,7 @@ base, folder = sys.argv[1], Path(sys.argv[2])
 
 # Each by its name.
 space = label_spaces.space("mood3")
-assert space.canonical("Sunny") == "bright"
+assert space.match("Sunny") == "bright"
 assert prompts.load("asks_mood").space == space
 assert label_texts.load("shows_mood").space == space
 assert "portraits" in data.names() and data.shows_faces("portraits")

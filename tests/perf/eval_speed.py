@@ -68,7 +68,7 @@ def plain_scores(model: Any, processor: Any, prompt: Any, images: Any) -> list[A
         start = plain_inputs(model, processor, prompt, image, "")["input_ids"].shape[1]
         row = []
         for label in prompt.space.labels:
-            answer = f" {prompt.wrap('', label)}{processor.tokenizer.eos_token}"
+            answer = f" {prompt.completion('', label)}{processor.tokenizer.eos_token}"
             inputs = plain_inputs(model, processor, prompt, image, answer)
             ids = inputs["input_ids"][0]
             with torch.inference_mode():

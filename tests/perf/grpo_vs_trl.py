@@ -145,7 +145,7 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
         family=llava,
         processor=processor,
         prompt=prompt,
-        policy={},
+        trainable={},
         max_length=1024,
         views=None,
         num_frames=1,
@@ -153,7 +153,7 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
     )
     used = rewards.parse({"format": 1})
     encoded, samples, _ = grpo.encode_prompts(faces, start, used, TOKENS)
-    judge = rewards.Judge(used, list[FaceSample](samples), prompt)
+    scorer = rewards.RewardScorer(used, list[FaceSample](samples), prompt)
     trainer = GroupTrainer(
         model=model,
         args=arguments(out, steps, gpu),
@@ -168,7 +168,7 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
         peft_config=lora,
         family=llava,
         faces=encoded,
-        judge=judge,
+        scorer=scorer,
         stops=[],
         top_p=1.0,
         max_logprob_drift=0.05,

@@ -66,7 +66,7 @@ class Answer:
         return join_labels(self.labels) or None
 
 
-# --- the forms, written --------------------------------------------------------------------------
+# --- the formats, written -------------------------------------------------------------------------
 
 SUFFIX = {
     "think_answer": "</answer>",
@@ -84,14 +84,14 @@ _OBSERVED, _OVERALL, _CONCLUDED = (
 )
 
 
-def has_rationale(form: str) -> bool:
+def has_rationale(format: str) -> bool:
     """Whether a rationale comes before the labels."""
-    return _FRAME.get(form, form) != "label"
+    return _FRAME.get(format, format) != "label"
 
 
-def has_think(form: str) -> bool:
+def has_think(format: str) -> bool:
     """Whether the rationale is between <think> tags."""
-    return _FRAME.get(form, form) == "think_answer"
+    return _FRAME.get(format, format) == "think_answer"
 
 
 def join_labels(labels: Sequence[str]) -> str:
@@ -99,16 +99,16 @@ def join_labels(labels: Sequence[str]) -> str:
     return _SEPARATOR.join(labels)
 
 
-def completion_prefix(rationale: str, form: str) -> str:
+def completion_prefix(rationale: str, format: str) -> str:
     """The completion up to where the label starts. In the three-part format (ExpLLM) the last
     sentence of a plain rationale is the interpretation and the others are the observations."""
-    rationale, form = rationale.strip(), _FRAME.get(form, form)
-    if form == "label":
+    rationale, format = rationale.strip(), _FRAME.get(format, format)
+    if format == "label":
         return ""
-    if form == "think_answer":
+    if format == "think_answer":
         return f"<think>{rationale}</think>\n<answer>"
-    if form != "three_part":
-        raise UserError(f"unknown answer form {form!r}: use one of {', '.join(FORMATS)}")
+    if format != "three_part":
+        raise UserError(f"unknown answer format {format!r}: use one of {', '.join(FORMATS)}")
     if _OBSERVED not in rationale:
         observed, _, overall = rationale.rpartition(". ")
         observed = f"{observed}." if observed else rationale
@@ -116,18 +116,18 @@ def completion_prefix(rationale: str, form: str) -> str:
     return f"{rationale}\n{_CONCLUDED} "
 
 
-def constraint_regex(space: LabelSpace, form: str) -> str:
+def constraint_regex(space: LabelSpace, format: str) -> str:
     """A regular expression that only strict answers match, for guided decoding. It uses neither
     look-around nor flags. Several labels come in the order of the space, as in the targets, so each
     occurs at most once."""
     words = [re.escape(label) for label in space.labels]
-    if form in MULTI_LABEL_FORMATS:
+    if format in MULTI_LABEL_FORMATS:
         more = [f"(?:{_SEPARATOR}{word})?" for word in words]
         words = [word + "".join(more[i:]) for i, word in enumerate(words, 1)]
-    labels, form = "|".join(words), _FRAME.get(form, form)
-    if form == "label":
+    labels, format = "|".join(words), _FRAME.get(format, format)
+    if format == "label":
         return f"(?:{labels})"
-    if form == "think_answer":
+    if format == "think_answer":
         return rf"<think>[^<>*\s][^<>*]*</think>\n<answer>(?:{labels})</answer>"
     headings = (re.escape(heading) for heading in (_OBSERVED, _OVERALL, _CONCLUDED))
     observed, overall, concluded = headings
@@ -135,7 +135,7 @@ def constraint_regex(space: LabelSpace, form: str) -> str:
     return rf"{observed} {text}\n{overall} {text}\n{concluded} (?:{labels})"
 
 
-# --- the forms, read -----------------------------------------------------------------------------
+# --- the formats, read ----------------------------------------------------------------------------
 
 
 def _until(stop: str) -> str:
@@ -171,42 +171,42 @@ _REFUSAL = re.compile(
 )
 
 
-def parse(text: str, space: LabelSpace, form: str) -> Answer:
+def parse(text: str, space: LabelSpace, format: str) -> Answer:
     """Read a text as an answer.
 
     Args:
         text: any text.
         space: the labels to read.
-        form: one of FORMATS.
+        format: one of FORMATS.
 
     Raises:
         UserError: the format is unknown. No text raises an error.
     """
-    if form not in FORMATS:
-        raise UserError(f"unknown answer form {form!r}: use one of {', '.join(FORMATS)}")
-    several = form in MULTI_LABEL_FORMATS
-    match = _STRICT[_FRAME.get(form, form)].fullmatch(text.strip())
+    if format not in FORMATS:
+        raise UserError(f"unknown answer format {format!r}: use one of {', '.join(FORMATS)}")
+    multi_label = format in MULTI_LABEL_FORMATS
+    match = _STRICT[_FRAME.get(format, format)].fullmatch(text.strip())
     words = match[2].strip() if match else ""
-    candidates = words.split(_SEPARATOR) if several else [words]
+    candidates = words.split(_SEPARATOR) if multi_label else [words]
     if match and set(candidates) <= set(space.labels) and len(set(candidates)) == len(candidates):
         labels, status, rationale = set(candidates), "strict", match[1]
     else:
-        labels, status, rationale = _lenient(normalise_characters(text), space, several)
+        labels, status, rationale = _lenient(normalise_characters(text), space, multi_label)
     present, negated = mentioned_aus(text)
     ordered = tuple(label for label in space.labels if label in labels)
     label = ordered[0] if len(ordered) == 1 else None
     return Answer(label, present, status, rationale.strip(), negated, ordered)
 
 
-def matches_format(text: str, space: LabelSpace, form: str) -> bool:
+def matches_format(text: str, space: LabelSpace, format: str) -> bool:
     """Whether the text has the format for one label, in any spelling that the space accepts."""
-    match = _STRICT[form].fullmatch(text.strip())
-    return match is not None and space.canonical(match[2]) is not None
+    match = _STRICT[format].fullmatch(text.strip())
+    return match is not None and space.match(match[2]) is not None
 
 
-def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str, str]:
+def _lenient(text: str, space: LabelSpace, multi_label: bool) -> tuple[set[str], str, str]:
     """(labels, status, rationale)."""
-    decide = _decide_several if several else _decide
+    decide = _decide_multi_label if multi_label else _decide
     rationale, answers, outside = split_tags(text)
     before, *concluded = _CONCLUSION.split(outside)
     if not answers and any(part.strip() for part in concluded):
@@ -222,7 +222,7 @@ def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str
         return set(), "ambiguous" if statuses else "none", rationale or outside
     # No answer was marked. The text between <think> tags is not an answer; the other text may be.
     labels, status = decide(outside, space)
-    bare = _listed(outside, space) if several else space.canonical(outside)
+    bare = _label_list(outside, space) if multi_label else space.match(outside)
     return labels, status, rationale or ("" if bare else outside)
 
 
@@ -291,7 +291,7 @@ def _decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Label and status of a text that stands in the place of the answer."""
     if _CROSS.search(text) or _TICK.search(text):
         return _decide_marked(text, space)
-    whole = space.canonical(text)
+    whole = space.match(text)
     if whole and "?" not in text:
         return {whole}, "lenient"
     refusal = _REFUSAL.search(text)
@@ -305,7 +305,7 @@ def _decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
         return set(), "refused"
     if any(c.isdigit() for c in text):
         text = _SHARE.sub(" ", re.sub(r"\s{2,}", "\n", text))
-    return _stated(text, space)
+    return _decide_statement(text, space)
 
 
 def _without_hedge(text: str) -> str:
@@ -329,11 +329,11 @@ def _decide_marked(text: str, space: LabelSpace) -> tuple[set[str], str]:
 
 
 def _labels(text: str, space: LabelSpace) -> set[str]:
-    _, _, named, refuted = _read_clause(text, space)
-    return {*named, *refuted}
+    _, _, labels, refuted = _read_clause(text, space)
+    return {*labels, *refuted}
 
 
-def _stated(text: str, space: LabelSpace) -> tuple[set[str], str]:
+def _decide_statement(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """The one label that a clause states, while no other is in play."""
     stated: set[str] = set()
     mentioned: set[str] = set()
@@ -342,14 +342,14 @@ def _stated(text: str, space: LabelSpace) -> tuple[set[str], str]:
     readings = [(*_read_clause(clause, space), question) for clause, question in _clauses(text)]
     # "happiness, joy" and "happiness, not surprise": one statement in several clauses.
     alone = _one_statement([reading[1:4] for reading in readings])
-    for words, others, named, refuted, question in readings:
-        mentioned.update(named)
+    for words, others, labels, refuted, question in readings:
+        mentioned.update(labels)
         negated.update(refuted)
         # "The person is happy. That is wrong.", "happy, not"
         denied = denied or bool(_DENIALS & set(others)) or _NEGATORS.issuperset(words)
-        plain = not question and _is_plain(others, named, refuted)
-        if len(set(named)) == 1 and plain and (_MARKERS & set(others) or alone):
-            stated.add(named[0])
+        plain = not question and _is_plain(others, labels, refuted)
+        if len(set(labels)) == 1 and plain and (_MARKERS & set(others) or alone):
+            stated.add(labels[0])
     if len(mentioned) == 1 and stated == mentioned and not mentioned & negated and not denied:
         return mentioned, "lenient"
     return set(), "ambiguous" if mentioned else "none"
@@ -361,21 +361,21 @@ def _one_statement(clauses: Sequence[tuple[list[str], list[str], list[str]]]) ->
     if len(clauses) == 1:
         return True
     label_stated = False
-    for others, named, refuted in clauses:
-        if not named and refuted and not label_stated:
+    for others, labels, refuted in clauses:
+        if not labels and refuted and not label_stated:
             return False
-        if not named and not refuted and not _EQUATING.issuperset(others):
+        if not labels and not refuted and not _EQUATING.issuperset(others):
             return False
-        if not _is_plain(others, named, refuted):
+        if not _is_plain(others, labels, refuted):
             return False
-        label_stated = label_stated or bool(named)
+        label_stated = label_stated or bool(labels)
     return True
 
 
-def _is_plain(others: Sequence[str], named: Sequence[str], refuted: Sequence[str]) -> bool:
+def _is_plain(others: Sequence[str], labels: Sequence[str], refuted: Sequence[str]) -> bool:
     """Whether a clause holds nothing that could change what its labels state."""
     allowed = _FILLERS
-    if len(named) > 1 or not named:
+    if len(labels) > 1 or not labels:
         allowed = allowed | _EQUATING
     if refuted:
         allowed = allowed | _NEGATORS | _REFUTING
@@ -395,35 +395,35 @@ _AROUND_A_LIST = _words(
 )
 
 
-def _decide_several(text: str, space: LabelSpace) -> tuple[set[str], str]:
+def _decide_multi_label(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Labels and status of a text that stands in the place of an answer of several labels."""
     if _CROSS.search(text):
         return set(), "ambiguous" if _labels(text, space) else "none"
-    if whole := _listed(text, space):
+    if whole := _label_list(text, space):
         return whole, "lenient"
     if _REFUSAL.search(text):
         return set(), "refused"
     stated: set[str] = set()
     plain = "?" not in text
     for piece in _DIVIDERS.split(text):
-        _, others, named, refuted = _read_clause(piece, space)
-        stated.update(named)
+        _, others, stated_labels, refuted = _read_clause(piece, space)
+        stated.update(stated_labels)
         # Two labels without a divider may be alternatives: "fear/sadness".
-        lone = len(named) <= 1 and not refuted
+        lone = len(stated_labels) <= 1 and not refuted
         plain = plain and lone and _AROUND_A_LIST.issuperset(others)
     if stated and plain:
         return stated, "lenient"
     return set(), "ambiguous" if stated else "none"
 
 
-def _listed(text: str, space: LabelSpace) -> set[str]:
+def _label_list(text: str, space: LabelSpace) -> set[str]:
     """The labels of a text that is a list of labels and nothing else; else none."""
     labels: set[str] = set()
     for line in text.split("\n"):
         for piece in _DIVIDERS.split(_ITEM.sub("", line)):
             if not normalise(piece):
                 continue
-            label = space.canonical(piece)
+            label = space.match(piece)
             if label is None:
                 return set()
             labels.add(label)
@@ -436,7 +436,7 @@ def _read_clause(
     """(words, those that are not labels, labels, labels right behind a negation)."""
     words = _WORD.findall(clause.casefold())
     others: list[str] = []
-    named: list[str] = []
+    labels: list[str] = []
     refuted: list[str] = []
     for word in _fold_labels(words, space):
         if not isinstance(word, tuple):
@@ -444,10 +444,10 @@ def _read_clause(
             continue
         before = [w for w in others if w not in _BETWEEN]
         no = bool(before) and (before[-1] in _NEGATORS or before[-1].endswith("n't"))
-        if refuted and not named and not no:  # "not anger surprise": refuted too, or stated?
+        if refuted and not labels and not no:  # "not anger surprise": refuted too, or stated?
             others.append("?")
-        (refuted if no else named).append(word[0])
-    return words, others, named, refuted
+        (refuted if no else labels).append(word[0])
+    return words, others, labels, refuted
 
 
 def _clauses(text: str) -> list[tuple[str, bool]]:

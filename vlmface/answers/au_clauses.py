@@ -304,8 +304,8 @@ def _leaves_negation(sentence: str, cues: _Cues, start: int, segment: tuple[int,
     if _AFFIRMED_NOUN.match(sentence, inside) and not _QUANTIFIER.search(sentence, start, inside):
         return True
     second = cues.first("list", inside, stop)
-    named = second is not None and "\ue000" in sentence[inside:second]
-    if named and cues.first("negation", start, inside) is None:
+    names_au = second is not None and "\ue000" in sentence[inside:second]
+    if names_au and cues.first("negation", start, inside) is None:
         return True  # "AU1 without AU2, and AU15 without AU17"
     if _CONSEQUENCE.match(sentence, inside) or _CONTRAST.search(
         sentence[max(start, inside - 40) : inside]

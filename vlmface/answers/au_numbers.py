@@ -129,24 +129,26 @@ def mark_mentions(text: str) -> tuple[str, list[AUGroup]]:
     parts: list[str] = []
     last = 0
     for match in _MENTION.finditer(text):
-        listed = _groups_of(match)
+        number_groups = _groups_of(match)
         if _SIDE_BEFORE.search(text, last, match.start()) or _SIDE_AFTER.match(text, match.end()):
-            listed = [(a, b, replace(group, sided=True)) for a, b, group in listed]
+            number_groups = [(a, b, replace(group, sided=True)) for a, b, group in number_groups]
         joined = "+" in match[0] or "/" in match[0].replace("and/or", "").replace("or/and", "")
-        if joined or len(listed) == 1:
-            aus = tuple(dict.fromkeys(au for _, _, group in listed for au in group.aus))
-            listed = [
+        if joined or len(number_groups) == 1:
+            aus = tuple(dict.fromkeys(au for _, _, group in number_groups for au in group.aus))
+            number_groups = [
                 (
                     match.start(),
                     match.end(),
-                    AUGroup(aus, any(g.sided for *_, g in listed), listed[0][2].graded),
+                    AUGroup(
+                        aus, any(g.sided for *_, g in number_groups), number_groups[0][2].graded
+                    ),
                 )
             ]
         parts.append(text[last : match.start()])
         if match[1]:
             parts.append(f"{match[1]}: ")  # "AUs absent: 4, 7"
-        last = listed[0][0] if listed else match.start()
-        for start, end, group in listed:
+        last = number_groups[0][0] if number_groups else match.start()
+        for start, end, group in number_groups:
             parts.append(f"{text[last:start]}\ue000{len(groups)}\ue001")
             groups.append(group)
             last = end

@@ -151,8 +151,8 @@ def _json_lines(value: Any, key: str, parent: str) -> Iterator[str]:
             elif _is_number(part) and lists:
                 yield f"{_prefix(words)}AU{part}."
             elif isinstance(part, str):
-                named = lists and part.strip().isdigit()
-                yield f"{_prefix(words)}{'AU' if named else ''}{part.strip()}."
+                is_numbered = lists and part.strip().isdigit()
+                yield f"{_prefix(words)}{'AU' if is_numbered else ''}{part.strip()}."
     elif match := _KEY_AU.fullmatch(key):
         state = _word(value)
         denied = NEGATIVE_HEADING.search(parent.replace("_", " ")) is not None
@@ -250,23 +250,23 @@ def _table_rows(lines: list[str]) -> list[str]:
         for i, (name, cell) in enumerate(zip(header, cells, strict=False)):
             if _AU_COLUMN.fullmatch(name) and cell.isdigit():
                 cells[i] = f"AU{cell}"
-        named = [i for i, cell in enumerate(cells) if _NAMES_AU.match(cell)]
+        au_columns = [i for i, cell in enumerate(cells) if _NAMES_AU.match(cell)]
         follows = number + 1 < len(lines) and "|" in lines[number + 1]
         if _RULE.fullmatch(line):
             continue
-        if not header and follows and (len(named) != 1 or _RULE.fullmatch(lines[number + 1])):
+        if not header and follows and (len(au_columns) != 1 or _RULE.fullmatch(lines[number + 1])):
             header = cells
             continue
-        columns = [header[i] if i < len(header) else "" for i in named]
-        if named and any(map(_ABSENT_COLUMN.match, columns)):
-            for i, column in zip(named, columns, strict=True):
+        columns = [header[i] if i < len(header) else "" for i in au_columns]
+        if au_columns and any(map(_ABSENT_COLUMN.match, columns)):
+            for i, column in zip(au_columns, columns, strict=True):
                 rewritten.append(f"{'Absent: ' if _ABSENT_COLUMN.match(column) else ''}{cells[i]}.")
-        elif len(named) == 1 and len(cells) > 1:
-            rewritten.append(f"{cells[named[0]]}: {_row_value(cells, named[0], header)}.")
+        elif len(au_columns) == 1 and len(cells) > 1:
+            rewritten.append(f"{cells[au_columns[0]]}: {_row_value(cells, au_columns[0], header)}.")
             rewritten += [
                 cell
                 for i, cell in enumerate(cells)
-                if i > named[0] and len(cell.split()) > 2 and not _CELL.fullmatch(cell)
+                if i > au_columns[0] and len(cell.split()) > 2 and not _CELL.fullmatch(cell)
             ]
         elif sum(bool(_NAMES_AU.match(cell)) for cell in header) > 1:
             pairs = zip(header, cells, strict=False)

@@ -48,8 +48,8 @@ class Adapted(nn.Module):
             mixed = block.attention(block.ln_1(clips.flatten(0, 1)))
             mixed = mixed.unflatten(0, clips.shape[:2]).transpose(1, 2).flatten(0, 1)
             x = x + self.adapters["time"](mixed)
-        seen = block.ls_1(block.attention(block.ln_1(x), attn_mask=attn_mask))
-        x = x + seen + self.adapters["attention"](seen)
+        attended = block.ls_1(block.attention(block.ln_1(x), attn_mask=attn_mask))
+        x = x + attended + self.adapters["attention"](attended)
         entering = block.ln_2(x)
         return x + block.ls_2(block.mlp(entering)) + self.adapters["mlp"](entering)
 

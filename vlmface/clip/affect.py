@@ -49,9 +49,9 @@ class Graph(nn.Module):
         self, features: torch.Tensor, logits: torch.Tensor, scale: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         readings = self.read(features * features.shape[-1] ** 0.5)
-        said = torch.cat([(logits * scale).log_softmax(-1).clamp(min=-10), readings], -1)
+        inputs = torch.cat([(logits * scale).log_softmax(-1).clamp(min=-10), readings], -1)
         mixing = self.edges.softmax(-1)
-        state = self.enter(said[..., None]) + self.node
+        state = self.enter(inputs[..., None]) + self.node
         state = state + F.gelu(mixing @ self.first(state))
         state = state + F.gelu(mixing @ self.second(state))
         added = self.leave(state)[..., 0]

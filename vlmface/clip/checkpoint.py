@@ -24,7 +24,7 @@ def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_trained(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     """The inverse of `trained_state`. Raises UserError if names or shapes differ."""
-    known = dict(module.named_parameters())
+    parameters = dict(module.named_parameters())
     expected = set(names(module))
     if expected != set(state):
         raise UserError(
@@ -33,9 +33,9 @@ def load_trained(module: nn.Module, state: dict[str, torch.Tensor], where: str) 
             f"{sorted(set(state) - expected) or 'none'}; restore the folder, or train again"
         )
     for name, weight in state.items():
-        if known[name].shape != weight.shape:
+        if parameters[name].shape != weight.shape:
             raise UserError(
                 f"the trained weights in {where} do not fit the model: {name} is "
-                f"{tuple(weight.shape)}, expected {tuple(known[name].shape)}"
+                f"{tuple(weight.shape)}, expected {tuple(parameters[name].shape)}"
             )
     module.load_state_dict(state, strict=False)

@@ -106,7 +106,7 @@ class Classifier(nn.Module):
             with torch.no_grad():
                 self.linear.weight.copy_(start)
                 self.linear.bias.zero_()
-        self.threshold = nn.Parameter(torch.zeros(labels)) if texts.several else None
+        self.threshold = nn.Parameter(torch.zeros(labels)) if texts.multi_label else None
         self.affect = None
         if shape.affect != "none":
             self.affect = AFFECT_HEADS[shape.affect](clip.width, labels)
@@ -211,7 +211,7 @@ class Classifier(nn.Module):
         arousal (n, 2) or None)."""
         out = self(squares, features)
         scaled = (out["logits"] * self.scale).float()
-        shares = scaled.sigmoid() if self.texts.several else scaled.softmax(-1)
+        shares = scaled.sigmoid() if self.texts.multi_label else scaled.softmax(-1)
         return shares.cpu(), out["affect"].float().cpu() if "affect" in out else None
 
     # --- weights ----------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def tower_of(name: str) -> str:
 
 
 def add_lora(clip: Clip, shape: Any) -> list[Any]:
-    """Insert LoRA into the towers whose policy in `shape` is lora, and freeze all other weights.
+    """Insert LoRA into the towers for which `shape` is lora, and freeze all other weights.
 
     Returns:
         [peft's model], or []: a list, so that a module that keeps it does not register its weights

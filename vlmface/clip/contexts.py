@@ -52,8 +52,8 @@ class Contexts(nn.Module):
         start = torch.randn(len(texts) if class_specific else 1, count, table.shape[1]) * _SPREAD
         if not class_specific:  # those of one text alone start at random in all three papers
             words = clip.tokens([START])[0, 1 : lengths(clip.tokenizer, [START])[0] - 1]
-            known = table[words[:count]].detach().cpu().float()
-            start[0, : len(known)] = known
+            embeddings = table[words[:count]].detach().cpu().float()
+            start[0, : len(embeddings)] = embeddings
         self.vectors = nn.Parameter(start)
 
     def forward(self) -> torch.Tensor:

@@ -7,7 +7,6 @@ normalised tensors (`Clip.pixels`, a batch at a time): together what the model's
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import logging
@@ -24,7 +23,7 @@ from PIL import Image
 
 from vlmface import manifest
 from vlmface.clip.fused import fuse
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.resources import resource
 
 TINY = "vlmface-clip-tiny"
@@ -62,22 +61,18 @@ def _source(base: str) -> tuple[str, str | None]:
             raise UserError(f"{folder} has {CONFIG}, but no weights: restore {WEIGHTS}")
         return f"local-dir:{folder}", None
     name, _, tag = base.partition("/")
-    known = open_clip.list_models()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 4, 0.5)
-        hint = (
-            f"did you mean {', '.join(near)}?" if near else f"for example {TINY}, ViT-B-32/openai"
-        )
+    model_names = open_clip.list_models()
+    if name not in model_names:
         raise UserError(
-            f"open_clip has no model {name!r}: {hint} (names: open_clip.list_models(); a folder "
-            f"must hold {CONFIG})"
+            f"open_clip has no model {name!r}{did_you_mean(name, model_names, 4)}: use a name "
+            f"such as {TINY} or ViT-B-32/openai (all: open_clip.list_models()), or a folder with "
+            f"{CONFIG}"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
-        near = difflib.get_close_matches(tag, tags, 3) or tags
         raise UserError(
-            f"open_clip has no weights {tag!r} of {name}: write {name}/TAG with one of "
-            f"{', '.join(near) or '(none are published)'}"
+            f"open_clip has no weights {tag!r} of {name}{did_you_mean(tag, tags, 3)}: write "
+            f"{name}/TAG with one of {', '.join(tags) or '(none are published)'}"
         )
     return name, tag
 

@@ -40,12 +40,12 @@ class Temporal(nn.Module):
     def __init__(self, width: int, frames: int, layers: int = 1) -> None:
         super().__init__()
         self.token = nn.Parameter(torch.randn(1, width))
-        self.place = nn.Parameter(torch.randn(frames + 1, width))
+        self.position_embedding = nn.Parameter(torch.randn(frames + 1, width))
         self.blocks = nn.Sequential(*(Block(width) for _ in range(layers)))
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         tokens = torch.cat([self.token.expand(len(frames), 1, -1), frames], 1)
-        return self.blocks(tokens + self.place)[:, 0]
+        return self.blocks(tokens + self.position_embedding)[:, 0]
 
 
 class OverTime(nn.Module):

@@ -22,7 +22,7 @@ def build(seed: int = 0, *, tower: bool = True) -> Clip:
     folder = manifest.resolve(manifest.TINY_MODEL)
     vision = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vision_config"]
     processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-    shown = processor["image_processor"]
+    image_processor = processor["image_processor"]
     width = vision["hidden_size"]
     model_cfg = {
         "embed_dim": WIDTH,
@@ -46,8 +46,8 @@ def build(seed: int = 0, *, tower: bool = True) -> Clip:
     preprocess_cfg = {
         "size": vision["image_size"],
         "mode": "RGB",
-        "mean": list(shown["image_mean"]),
-        "std": list(shown["image_std"]),
+        "mean": list(image_processor["image_mean"]),
+        "std": list(image_processor["image_std"]),
         "interpolation": "bicubic",
         "resize_mode": "squash",
         "fill_color": 0,

@@ -99,23 +99,23 @@ def check(
     parts, errors = _read(name, root, splits or data.splits_of(name, root, **protocol), protocol)
     looks = _look_at_all(parts, workers, progress)
     published = _published(module, protocol)
-    place = None if root is None else Path(root).expanduser()
-    if place is not None and place.is_file():
-        place = place.parent
+    folder = None if root is None else Path(root).expanduser()
+    if folder is not None and folder.is_file():
+        folder = folder.parent
     report: dict[str, Any] = {
         "name": name,
         "title": data.describe(name)["title"],
         "options": protocol,
         "splits": {p.split: _holds(p, looks, published.get(p.split, {})) for p in parts},
         "unreadable": {
-            _short(source, place): look.fault for source, look in looks.items() if look.fault
+            _short(source, folder): look.fault for source, look in looks.items() if look.fault
         },
         "duplicates": _duplicates(parts, looks),
         "shared_subjects": _shared_subjects(parts),
         "errors": errors,
         "warnings": [],
     }
-    _judge(report, parts, looks, place)
+    _judge(report, parts, looks, folder)
     if isinstance(module, DatasetFile):
         _judge_file(report, module, parts, looks)
     if output is not None:
@@ -173,13 +173,13 @@ def _look_at_all(
         return dict(
             zip(
                 every,
-                map_in_threads(_look, every, "looking", workers=workers, progress=progress),
+                map_in_threads(_check_image, every, "looking", workers=workers, progress=progress),
                 strict=True,
             )
         )
 
 
-def _look(source: Source) -> ImageCheck:
+def _check_image(source: Source) -> ImageCheck:
     try:
         encoded = read_content(source)
     except FileNotFoundError:
@@ -213,8 +213,8 @@ def _duplicates(
     for rows in same.values():
         if len({split for split, _ in rows}) == 1 and len(rows) > 1:
             boxes = [str(row["face_box"] or person_box(json.loads(row["meta"]))) for _, row in rows]
-            seen = Counter(boxes)
-            rows = [row for row, box in zip(rows, boxes, strict=True) if seen[box] > 1]
+            counts = Counter(boxes)
+            rows = [row for row, box in zip(rows, boxes, strict=True) if counts[box] > 1]
         if len(rows) > 1:
             groups.append(
                 [{"split": split, "id": row["id"], "label": _label(row)} for split, row in rows]
@@ -286,8 +286,8 @@ def _histogram(words: Iterable[str | None]) -> dict[str, int]:
     """How often each word occurs, rows without one last; {} if none has one."""
     counts = Counter(words)
     unlabelled = counts.pop(None, 0)
-    known = {str(word): counts[word] for word in sorted(counts, key=str)}
-    return known | ({"(none)": unlabelled} if known and unlabelled else {})
+    histogram = {str(word): counts[word] for word in sorted(counts, key=str)}
+    return histogram | ({"(none)": unlabelled} if histogram and unlabelled else {})
 
 
 def _count(holds: dict[str, Any], label: str) -> int:
@@ -327,9 +327,11 @@ def _judge(
             hints.append(f"{part.split}: not as published ({len(other)}): {_some(other)}")
         for reason, rows in part.skipped.items():
             hints.append(f"{part.split}: left out, {reason} ({len(rows):,}): {_some(rows)}")
-        twice = [g for g in report["duplicates"] if {who["split"] for who in g} == {part.split}]
+        twice = [
+            g for g in report["duplicates"] if {member["split"] for member in g} == {part.split}
+        ]
         if twice:
-            disagree = sum(len({who["label"] for who in group}) > 1 for group in twice)
+            disagree = sum(len({member["label"] for member in group}) > 1 for group in twice)
             hints.append(
                 f"{part.split}: pictures that occur again ({len(twice):,}, under different "
                 f"labels {disagree:,}): {_some(map(_same, twice))}"
@@ -338,9 +340,9 @@ def _judge(
         errors.append(f"{pair}: subjects in both ({len(people):,}): {_some(people)}")
     for pair in combinations([part.split for part in parts], 2):
         both = [
-            [next(who for who in group if who["split"] == split) for split in pair]
+            [next(member for member in group if member["split"] == split) for split in pair]
             for group in report["duplicates"]
-            if set(pair) <= {who["split"] for who in group}
+            if set(pair) <= {member["split"] for member in group}
         ]
         if both:
             errors.append(
@@ -394,12 +396,12 @@ def _judge_file(
 
 
 def _same(group: list[dict[str, Any]]) -> str:
-    return " = ".join(who["id"] for who in group[:2])
+    return " = ".join(member["id"] for member in group[:2])
 
 
 def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+    items = list(names)
+    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
 
 
 def _short(source: Source, root: Path | None) -> str:

@@ -98,22 +98,22 @@ def with_frames(
     return Rows(usable.columns | {"frames": of_clips}, (skipped or {}) | dropped)
 
 
-def frames_root(root: Path, usual: Sequence[str], given: str | None, option: str = "clips") -> Path:
+def frames_root(root: Path, usual: Sequence[str], path: str | None, option: str = "clips") -> Path:
     """The folder that holds one folder of frames, or one video file, for each clip.
 
     Args:
         root: of the data set.
         usual: names under the root, of which the first that exists is taken.
-        given: a name under the root that is taken instead.
-        option: the name of the data set's option for `given`.
+        path: a name under the root that is taken instead.
+        option: the name of the data set's option for `path`.
 
     Raises:
         UserError: the folder does not exist; the message explains how to extract frames.
     """
-    places = [root / name for name in (usual if given is None else [given])]
-    for place in places:
-        if place.is_dir():
-            return place
+    places = [root / name for name in (usual if path is None else [path])]
+    for folder in places:
+        if folder.is_dir():
+            return folder
     inside = sorted(p.name for p in root.iterdir())[:8]
     raise UserError(
         f"no folder of extracted frames or videos: looked for {', '.join(map(str, places))}; "
@@ -129,14 +129,14 @@ def _extract(clip: str, folder: Path) -> str:
     )
 
 
-def first_existing(root: Path, names: Sequence[str], what: str) -> Path:
+def first_existing(root: Path, names: Sequence[str], description: str) -> Path:
     """The first of `names` that exists under `root`: copies of a set differ in them."""
     for name in names:
         if (root / name).exists():
             return root / name
     raise UserError(
-        f"{what} not found: {root} has none of {', '.join(names)}. Give the root as the folder "
-        "that the data set's owners distribute"
+        f"{description} not found: {root} has none of {', '.join(names)}. Give the root as the "
+        "folder that the data set's owners distribute"
     )
 
 

@@ -249,19 +249,19 @@ def apply_views(
         )
     if not views and frames == 1:
         return with_still_images(rows)
-    chosen = [[row[i] for i in segment_midpoints(len(row), frames)] for row in _pictures(rows)]
+    sampled = [[row[i] for i in segment_midpoints(len(row), frames)] for row in _pictures(rows)]
     rendered = []
     for view in views:  # in a comprehension, warnings would not name the caller's line
-        rendered.append(_render_rows(chosen, view, workers, progress))
+        rendered.append(_render_rows(sampled, view, workers, progress))
     by_view = [pictures for pictures, _ in rendered] or [
-        [[_stored(picture.source) for picture in row] for row in chosen]
+        [[_stored(picture.source) for picture in row] for row in sampled]
     ]
     pictures = [
         [picture for view in views_of_row for picture in view]
         for views_of_row in zip(*by_view, strict=True)
     ]
     face_known = [
-        known for view, (_, known) in zip(views, rendered, strict=True) if view.about_face
+        has_face for view, (_, has_face) in zip(views, rendered, strict=True) if view.about_face
     ]
     columns: dict[str, list[Any]] = {
         "image": [row[frames // 2] for row in pictures],
@@ -341,8 +341,8 @@ def person_box(meta: Mapping[str, Any]) -> Any:
 def _rounded(box: object) -> Box | None:
     if box is None:
         return None
-    known = valid_box(box)
-    return INVALID_BOX if known is None else tuple(round(x, 2) for x in known)  # type: ignore[return-value]
+    usable_box = valid_box(box)
+    return INVALID_BOX if usable_box is None else tuple(round(x, 2) for x in usable_box)  # type: ignore[return-value]
 
 
 def _render_rows(
@@ -354,12 +354,12 @@ def _render_rows(
     stored = _stored_views(distinct, view, workers, progress)
     if view.view != "scene" and (whole := [j.source for j in distinct if not stored[j][1]]):
         name = whole[0] if isinstance(whole[0], str) else "a picture without a name"
-        what = "person" if view.view == "person" else "face"
-        how = "found" if view.box_source == "detector" or view.is_shape else "boxed"
-        taken = "left black" if view.is_shape else "taken whole"
+        subject = "person" if view.view == "person" else "face"
+        verb = "found" if view.box_source == "detector" or view.is_shape else "boxed"
+        fallback = "left black" if view.is_shape else "taken whole"
         warnings.warn(
-            f"no {what} {how} in {len(whole):,} of {len(distinct):,} pictures, which are {taken}: "
-            f"{name}, ...",
+            f"no {subject} {verb} in {len(whole):,} of {len(distinct):,} pictures, which are "
+            f"{fallback}: {name}, ...",
             stacklevel=3,
         )
     return (
@@ -378,7 +378,9 @@ def _stored_views(
         index.executescript(_TABLES)
         digests = _digests([job.source for job in jobs], index, workers, progress)
         keys = {job: _key(digests[job.source], job.box) for job in jobs}
-        stored = {key: tuple(place) for key, *place in _select_rows(index, "faces", keys.values())}
+        stored = {
+            key: tuple(location) for key, *location in _select_rows(index, "faces", keys.values())
+        }
         missing = list({keys[job]: job for job in jobs if keys[job] not in stored}.items())
         if missing:
             with face_locator([view]) as locate:
@@ -431,7 +433,7 @@ def _digests(
     """The digest of each picture's content. A file of unchanged size and time is not read."""
     pictures = list(dict.fromkeys(pictures))
     paths = [source for source in pictures if isinstance(source, str)]
-    known = {path: values for path, *values in _select_rows(index, "pictures", paths)}
+    stored = {path: values for path, *values in _select_rows(index, "pictures", paths)}
     digest_of: dict[Source, str] = {}
     stats: dict[str, tuple[int, int]] = {}
     unread: list[Source] = []
@@ -440,7 +442,7 @@ def _digests(
             with contextlib.suppress(OSError):  # `content` says what is wrong with it
                 stat = os.stat(source)
                 stats[source] = stat.st_size, stat.st_mtime_ns
-                size, mtime, before = known.get(source, (None, None, ""))
+                size, mtime, before = stored.get(source, (None, None, ""))
                 if stats[source] == (size, mtime):
                     digest_of[source] = before
                     continue

@@ -130,7 +130,7 @@ def parse_views(values: Sequence[Mapping[str, Any]] | None) -> Views:
             f"views is {values!r}: give a list of views, such as [{{size: 224, view: face}}], or "
             "null for pictures as they are"
         )
-    return tuple(config.build(View, dict(mapping), where="views") for mapping in values)
+    return tuple(config.from_dict(View, dict(mapping), where="views") for mapping in values)
 
 
 def views_as_dicts(views: Sequence[View]) -> list[dict[str, Any]] | None:
@@ -175,11 +175,11 @@ def render_view(
     """
     if view.is_shape:
         return _render_shape(image, box, view, mesh)
-    known = valid_box(box, image.size)
+    usable_box = valid_box(box, image.size)
     whole = _square((0, 0, *image.size), 0)
-    if known is None or view.view == "scene":
+    if usable_box is None or view.view == "scene":
         return _resized(image, whole, view.size)
-    around = _square(known, view.margin, view.margin_px)
+    around = _square(usable_box, view.margin, view.margin_px)
     if view.view not in ("face_boxed", "face_masked"):
         return _resized(image, around, view.size)
     left, top, right, _ = whole

@@ -73,7 +73,7 @@ def is_dataset_file(name: str | Path) -> bool:
     path = Path(name).expanduser()
     if not is_yaml(name) or not path.exists():
         return False
-    content = config.read(path)
+    content = config.read_yaml(path)
     return "dataset" in content and not any(key in content for key in _OTHER_KINDS)
 
 
@@ -91,11 +91,11 @@ class DatasetFile:
 
     def __init__(self, path: str | Path, find: Callable[[str], Any]) -> None:
         self.path = Path(path).expanduser()
-        content = config.read(self.path)
-        self.definition = config.build(Definition, content, where=str(self.path))
+        content = config.read_yaml(self.path)
+        self.definition = config.from_dict(Definition, content, where=str(self.path))
         named = "label_space" in content
         self.label_space = label_spaces.space(str(self.path) if named else DEFAULT_SPACE)
-        self.splits = config.build(
+        self.splits = config.from_dict(
             Splits, dict(self.definition.splits or {}), where=f"splits of {self.path}"
         )
         self._check_splits()
@@ -207,7 +207,7 @@ class DatasetFile:
                 f"{self.path}: {len(rows)} rows show {len(set(groups))} {what}, too few for the "
                 f"splits {', '.join(shares)}: add data, or leave validation out of splits"
             )
-        rare = None if self.label_space.several else splits.rare_label(groups, labels)
+        rare = None if self.label_space.multi_label else splits.rare_label(groups, labels)
         if "test" in shares and rare:
             label, row = rare
             single = "person" if by == "subject" else "picture"
@@ -340,10 +340,10 @@ def row_labels(rows: Rows | datasets.Dataset, space: LabelSpace) -> list[tuple[s
     found: list[tuple[str, ...]] = []
     for value, age in zip(columns[space.field], columns["age"], strict=True):
         if value is None and space.field == "age_group" and age is not None:
-            found.append((space.of_age(age),))
+            found.append((space.age_group_of(age),))
             continue
         words = value if isinstance(value, list | tuple) else [value]
-        labels = {space.canonical(word) for word in words if word}
+        labels = {space.match(word) for word in words if word}
         found.append(tuple(label for label in space.labels if label in labels))
     return found
 

@@ -25,12 +25,12 @@ _TABLE = "create table if not exists whole (path text primary key, size integer,
 Stats = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
 
 
-def decodable_rows(rows: datasets.Dataset, what: str, broken: str) -> datasets.Dataset:
+def decodable_rows(rows: datasets.Dataset, description: str, broken: str) -> datasets.Dataset:
     """Find rows with pictures that cannot be decoded.
 
     Args:
         rows: FaceSample rows.
-        what: name of the rows in messages.
+        description: name of the rows in messages.
         broken: "drop" such rows, with a warning, or "error".
 
     Returns:
@@ -49,33 +49,35 @@ def decodable_rows(rows: datasets.Dataset, what: str, broken: str) -> datasets.D
     first = next(iter(faults.values()))
     if broken == "error":
         raise UserError(
-            f"{what}: {len(lost):,} of {len(rows):,} rows have a picture that cannot be decoded, "
-            f"the first: {first}; to leave such rows out, load with broken='drop'"
+            f"{description}: {len(lost):,} of {len(rows):,} rows have a picture that cannot be "
+            f"decoded, the first: {first}; to leave such rows out, load with broken='drop'"
         )
     warnings.warn(
-        f"{what}: {len(lost):,} of {len(rows):,} rows with a picture that cannot be decoded are "
-        f"left out, the first: {first}",
+        f"{description}: {len(lost):,} of {len(rows):,} rows with a picture that cannot be decoded "
+        f"are left out, the first: {first}",
         stacklevel=3,
     )
     if len(lost) == len(rows):
-        raise UserError(f"{what}: no row is left, as no picture can be decoded, such as {first}")
+        raise UserError(
+            f"{description}: no row is left, as no picture can be decoded, such as {first}"
+        )
     gone = set(lost)
     return rows.select([row for row in range(len(rows)) if row not in gone])
 
 
 def _faults(every: Sequence[Source]) -> dict[Source, str]:
     """Why pictures cannot be decoded, of those that cannot be."""
-    place = files.cache_dir() / "decoded.sqlite"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(place, timeout=600)) as index:
+    database = files.cache_dir() / "decoded.sqlite"
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(database, timeout=600)) as index:
         index.execute(_TABLE)
         paths = [source for source in every if isinstance(source, str)]
         stats = {path: stat for path in paths if (stat := _stats(path))}
-        known = {path for path, stat in stats.items() if _is_known(index, path, stat)}
-        unseen = [source for source in every if source not in known]
+        checked_paths = {path for path, stat in stats.items() if _is_known(index, path, stat)}
+        unseen = [source for source in every if source not in checked_paths]
         checked = zip(unseen, map_in_threads(_fault, unseen, "decoding"), strict=True)
         faults = {source: fault for source, fault in checked if fault}
-        whole = [path for path in stats if path not in known and path not in faults]
+        whole = [path for path in stats if path not in checked_paths and path not in faults]
         with index:
             index.executemany(
                 "insert or replace into whole values (?, ?, ?)",
@@ -85,8 +87,8 @@ def _faults(every: Sequence[Source]) -> dict[Source, str]:
 
 
 def _is_known(index: sqlite3.Connection, source: str, stats: Stats) -> bool:
-    place = (os.path.abspath(source),)
-    return index.execute("select size, mtime from whole where path = ?", place).fetchone() == stats
+    key = (os.path.abspath(source),)
+    return index.execute("select size, mtime from whole where path = ?", key).fetchone() == stats
 
 
 def _stats(source: str) -> Stats | None:

@@ -75,12 +75,12 @@ class Detector:
         """The points (n, 2) of each face's mesh in pixels, numbered as MediaPipe does, the largest
         face first. Of two that are equally large, the left one is first."""
         image = image_conversion.as_rgb(image)
-        meshes = self._look(image)
+        meshes = self._detect_once(image)
         if not meshes:
             width, height = -(-image.width // 2), -(-image.height // 2)
             for i, j in itertools.product(range(3), range(3)):  # half of a tile from the next
                 left, top = i * width // 2, j * height // 2
-                tile = self._look(image.crop((left, top, left + width, top + height)))
+                tile = self._detect_once(image.crop((left, top, left + width, top + height)))
                 moved = [mesh + np.array([left, top]) for mesh in tile]
                 meshes += [
                     mesh
@@ -89,7 +89,7 @@ class Detector:
                 ]
         return sorted(meshes, key=lambda mesh: _order(bounding_box(mesh)))
 
-    def _look(self, image: Image.Image) -> list[np.ndarray]:
+    def _detect_once(self, image: Image.Image) -> list[np.ndarray]:
         import mediapipe
 
         pixels = np.ascontiguousarray(image)

@@ -40,19 +40,19 @@ def load_dataset(
         raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
     if n is not None and "n" in options.declared_options(dataset_module(name).read):
         protocol["n"] = n
-    found = read(name, root, split, **protocol)
-    if not isinstance(found, Rows) and not hasattr(found, "column_names"):
+    rows = read(name, root, split, **protocol)
+    if not isinstance(rows, Rows) and not hasattr(rows, "column_names"):
         raise UserError(
-            f"data set {name!r}: its read(root, split) returned a {type(found).__name__}, but must "
+            f"data set {name!r}: its read(root, split) returned a {type(rows).__name__}, but must "
             "return vlmface.data.rows.Rows"
         )
-    if isinstance(found, Rows):
-        found = to_dataset(found, short_name(name), split, missing=missing)
-    if n is not None and n < len(found):
-        found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
+    if isinstance(rows, Rows):
+        rows = to_dataset(rows, short_name(name), split, missing=missing)
+    if n is not None and n < len(rows):
+        rows = rows.select(sorted(random.Random(0).sample(range(len(rows)), n)))
     if broken != "keep":
-        found = decodable_rows(found, f"{name}, {split}", broken)
-    return found
+        rows = decodable_rows(rows, f"{name}, {split}", broken)
+    return rows
 
 
 def read(
@@ -77,13 +77,13 @@ def read(
 
 def _root(name: str, root: str | Path | None) -> Path | None:
     module = dataset_module(name)
-    place = None if root is None else Path(root).expanduser()
-    if getattr(module, "NEEDS_ROOT", True) and (place is None or not place.exists()):
+    folder = None if root is None else Path(root).expanduser()
+    if getattr(module, "NEEDS_ROOT", True) and (folder is None or not folder.exists()):
         raise UserError(
             f"{name} needs the root of your copy ({describe(name)['home']}), "
-            + ("and none was given" if place is None else f"and {place} does not exist")
+            + ("and none was given" if folder is None else f"and {folder} does not exist")
         )
-    return place
+    return folder
 
 
 def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str, ...]:

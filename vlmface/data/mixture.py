@@ -128,9 +128,9 @@ def load(
         words |= part_labels
     _check_words(str(path), mixture.field, mixture.labels, words)
     rows = concatenate_datasets(_with_own_ids(parts, path))
-    of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    part_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     weights = None if sources[0].weight is None else [source.weight or 0.0 for source in sources]
-    kinds = _kinds(np.array(rows[mixture.field][:], object), of, weights, mixture.balanced)
+    kinds = _kinds(np.array(rows[mixture.field][:], object), part_of, weights, mixture.balanced)
     if not kinds:
         raise UserError(
             f"{path}: `balanced` needs rows with a label in the field {mixture.field!r}"
@@ -149,11 +149,11 @@ def _with_own_ids(parts: list[datasets.Dataset], path: Path) -> list[datasets.Da
     for number, (part, of_part) in enumerate(zip(parts, ids, strict=True), 1):
         shared = [row for row, id in enumerate(of_part) if often[id] > 1]
         keys = map(_identity, image_sources(part.select(shared)))
-        named = [(of_part[row], key) for row, key in zip(shared, keys, strict=True)]
-        same += sum(key in pictures.get(id, ()) for id, key in named)
-        if any(id in pictures for id, _ in named):
+        sources = [(of_part[row], key) for row, key in zip(shared, keys, strict=True)]
+        same += sum(key in pictures.get(id, ()) for id, key in sources)
+        if any(id in pictures for id, _ in sources):
             part = _replaced(part, "id", [f"{id}@{number}" for id in of_part])
-        for id, key in named:
+        for id, key in sources:
             pictures.setdefault(id, set()).add(key)
         result.append(part)
     if same:
@@ -174,7 +174,7 @@ def _identity(pictures: list[str | bytes]) -> str:
 def read(path: Path) -> tuple[Mixture, list[Source]]:
     """The mixture file and its sources, checked as far as is possible without their data. Raises
     UserError that names the file and the key."""
-    mixture = _build(Mixture, config.read(path), str(path))
+    mixture = _build(Mixture, config.read_yaml(path), str(path))
     if not mixture.sources:
         raise UserError(f"{path}: `sources` is empty: name at least one data set")
     if mixture.field not in FIELDS:
@@ -200,7 +200,7 @@ def read(path: Path) -> tuple[Mixture, list[Source]]:
 
 def _build(cls: type[T], values: dict[str, Any], where: str) -> T:
     try:
-        return config.build(cls, values, where=where)
+        return config.from_dict(cls, values, where=where)
     except UserError as error:
         raise UserError(str(error) if where in str(error) else f"{where}: {error}") from error
 
@@ -208,21 +208,21 @@ def _build(cls: type[T], values: dict[str, Any], where: str) -> T:
 def _load_source(
     source: Source,
     where: str,
-    beside: Path,
+    folder: Path,
     root: str | Path | None,
     split: str,
-    how: Mapping[str, str],
+    load_options: Mapping[str, str],
 ) -> datasets.Dataset:
     if is_mixture(source.dataset):
         raise UserError(f"{where}: {source.dataset} is a mixture itself: name data sets")
     try:
-        place: str | Path | None = None
+        source_root: str | Path | None = None
         if source.root is not None:
-            place = beside / Path(source.root).expanduser()
+            source_root = folder / Path(source.root).expanduser()
         elif getattr(dataset_module(source.dataset), "NEEDS_ROOT", True):
-            place = root
-        options = {**how, **source.options}
-        return load_dataset(source.dataset, place, source.split or split, **options)
+            source_root = root
+        options = {**load_options, **source.options}
+        return load_dataset(source.dataset, source_root, source.split or split, **options)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -239,13 +239,17 @@ def _check_labels(where: str, name: str, labels: dict[Any, Any]) -> None:
 
 
 def _check_words(
-    where: str, name: str, words: Iterable[str | None], known: Collection[str | None]
+    where: str, name: str, words: Iterable[str | None], vocabulary: Collection[str | None]
 ) -> None:
     """A word that no row holds is a misspelt one, except that a set may lack an emotion."""
-    odd = [word for word in words if word is not None and word not in known]
+    odd = [word for word in words if word is not None and word not in vocabulary]
     if odd and not (name == "emotion" and odd[0] in label_spaces.EMOTIONS):
-        listed = ", ".join(sorted(word for word in known if word is not None)) or "empty"
-        raise UserError(f"{where}: `labels` has {odd[0]!r}, but {name} is one of: {listed}")
+        vocabulary_text = (
+            ", ".join(sorted(word for word in vocabulary if word is not None)) or "empty"
+        )
+        raise UserError(
+            f"{where}: `labels` has {odd[0]!r}, but {name} is one of: {vocabulary_text}"
+        )
 
 
 def _harmonise(
@@ -274,16 +278,18 @@ Kind = list[tuple[np.ndarray, float]]
 
 
 def _kinds(
-    labels: np.ndarray, of: np.ndarray, weights: Sequence[float] | None, balanced: bool
+    labels: np.ndarray, part_of: np.ndarray, weights: Sequence[float] | None, balanced: bool
 ) -> list[Kind]:
     words = sorted({word for word in labels if word is not None}) if balanced else [None]
     kinds = []
     for word in words:
-        here = labels == word if balanced else np.ones(len(labels), bool)
+        selection = labels == word if balanced else np.ones(len(labels), bool)
         if weights is None:
-            kinds.append([(np.flatnonzero(here), 1.0)])
+            kinds.append([(np.flatnonzero(selection), 1.0)])
             continue
-        pools = [(np.flatnonzero(here & (of == k)), weight) for k, weight in enumerate(weights)]
+        pools = [
+            (np.flatnonzero(selection & (part_of == k)), weight) for k, weight in enumerate(weights)
+        ]
         total = sum(weight for pool, weight in pools if len(pool))
         kinds.append([(pool, weight / total) for pool, weight in pools if len(pool)])
     return kinds
@@ -296,12 +302,12 @@ def _draw(kinds: list[Kind], size: int | None, chance: np.random.Generator) -> n
         counts = [int(most + 1e-9)] * len(kinds)
     else:
         counts = _split(size, [1 / len(kinds)] * len(kinds))
-    drawn = [
+    indices = [
         draw_evenly(pool, count, chance)
         for kind, total in zip(kinds, counts, strict=True)
         for (pool, _), count in zip(kind, _split(total, [s for _, s in kind]), strict=True)
     ]
-    return chance.permutation(np.concatenate(drawn))
+    return chance.permutation(np.concatenate(indices))
 
 
 def _split(total: int, shares: Sequence[float]) -> list[int]:

@@ -20,33 +20,33 @@ OF_LOAD = (
 
 
 def check_options(
-    name: str, given: Mapping[Any, Any], *, taken: Mapping[str, str], where: str = "the options"
+    name: str, values: Mapping[Any, Any], *, reserved: Mapping[str, str], where: str = "the options"
 ) -> None:
     """Check options of `data.load(name, **options)`.
 
     Args:
         name: a data set, or the path of a mixture.
-        given: {option: value}.
-        taken: options that are settings of their own, with their names: {"n": "n_train"}.
+        values: {option: value}.
+        reserved: options that are settings of their own, with their names: {"n": "n_train"}.
         where: name of the options in messages.
 
     Raises:
         UserError: an unknown option, or a value of another type.
     """
-    known = options_of(name)
-    for option, value in given.items():
-        if option in taken:
+    option_kinds = options_of(name)
+    for option, value in values.items():
+        if option in reserved:
             raise UserError(
                 f"{where} has {option!r} ({value!r}), which is a setting of its own: use "
-                f"{taken[option]}"
+                f"{reserved[option]}"
             )
-        if option not in known:
-            hint = did_you_mean(option, known)
+        if option not in option_kinds:
+            hint = did_you_mean(option, option_kinds)
             raise UserError(
                 f"{where}: {name} has no option {option!r}{hint}; it has "
-                f"{', '.join(known) or 'none'}"
+                f"{', '.join(option_kinds) or 'none'}"
             )
-        options.check_type(f"{where}: {option}", known[option], value)
+        options.check_type(f"{where}: {option}", option_kinds[option], value)
 
 
 def options_of(name: str) -> dict[str, Any]:

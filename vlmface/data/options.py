@@ -78,13 +78,13 @@ def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
         check_type(f"{what}: {option}", declared[option], value)
 
 
-def check_type(what: str, kind: Any, value: Any) -> None:
+def check_type(name: str, kind: Any, value: Any) -> None:
     """Raise UserError for a value of another type than a parameter's."""
     if kind is Any or kind is inspect.Parameter.empty:
         return
     if any(_is(option, value) for option in alternatives(kind)):
         return
-    raise UserError(f"{what} is {value!r}, but must be {_words(kind)}")
+    raise UserError(f"{name} is {value!r}, but must be {_words(kind)}")
 
 
 def _is(kind: Any, value: Any) -> bool:
@@ -99,10 +99,13 @@ def _is(kind: Any, value: Any) -> bool:
     if origin is collections.abc.Sequence:
         if isinstance(value, str) or not isinstance(value, list | tuple | range):
             return False
-        return all(any(_is(of, item) for of in alternatives(items[0])) for item in value)
+        return all(
+            any(_is(item_kinds, item) for item_kinds in alternatives(items[0])) for item in value
+        )
     if origin is collections.abc.Mapping:
         return isinstance(value, Mapping) and all(
-            any(_is(of, item) for of in alternatives(items[1])) for item in value.values()
+            any(_is(item_kinds, item) for item_kinds in alternatives(items[1]))
+            for item in value.values()
         )
     if inner is float:
         numeric = isinstance(value, numbers.Real) and not isinstance(value, bool)  # NumPy's too
@@ -120,8 +123,10 @@ def _words(kind: Any) -> str:
     for option in alternatives(kind):
         origin = typing.get_origin(bare(option)[0])
         if origin is collections.abc.Sequence:
-            of = alternatives(typing.get_args(bare(option)[0])[0])
-            parts.append("a list of " + " or ".join(_PLURAL.get(item, "values") for item in of))
+            item_kinds = alternatives(typing.get_args(bare(option)[0])[0])
+            parts.append(
+                "a list of " + " or ".join(_PLURAL.get(item, "values") for item in item_kinds)
+            )
         elif origin is collections.abc.Mapping:
             parts.append("a mapping {name: value}")
         elif isinstance(bare(option)[0], type) and bare(option)[0] not in (int, float, bool, str):

@@ -22,8 +22,8 @@ Person = tuple[str, str]  # data set and subject, or "" and the id of a row with
 
 def person_keys(rows: datasets.Dataset) -> list[Person]:
     """The person that each row shows; a row without a subject counts as a person of its own."""
-    named = zip(rows["dataset"], rows["subject"], rows["id"], strict=True)
-    return [(dataset, subject) if subject else ("", id) for dataset, subject, id in named]
+    identities = zip(rows["dataset"], rows["subject"], rows["id"], strict=True)
+    return [(dataset, subject) if subject else ("", id) for dataset, subject, id in identities]
 
 
 # --- a part of the people -------------------------------------------------------------------------
@@ -46,39 +46,39 @@ def choose_people(people: Sequence[Person], share: float, seed: int) -> set[Pers
     """
     counts = Counter(people)
     if len(counts) < 2:
-        who = " and ".join(name for _, name in counts) or "no person"
+        people_text = " and ".join(name for _, name in counts) or "no person"
         raise UserError(
-            f"the {len(people)} rows show {who} alone, so that no people can be held out: give a "
-            "validation split, or data of several people"
+            f"the {len(people)} rows show {people_text} alone, so that no people can be held out: "
+            "give a validation split, or data of several people"
         )
     order = sorted(counts, key=lambda person: _draw(person, seed))
     sizes = [counts[person] for person in order]
     unit = math.gcd(*sizes)
     sizes = [size // unit for size in sizes]
     total = sum(sizes)
-    wanted = min(max(round(share * total), 1), total - 1)
-    taken = _in_order(sizes, wanted)
-    if taken is None:
-        taken = _exactly(sizes, share * total)
-    return {order[i] for i in taken}
+    target = min(max(round(share * total), 1), total - 1)
+    picks = _in_order(sizes, target)
+    if picks is None:
+        picks = _exactly(sizes, share * total)
+    return {order[i] for i in picks}
 
 
 def _draw(person: Person, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {person[0]} {person[1]}".encode()).digest()
 
 
-def _in_order(sizes: Sequence[int], wanted: int) -> list[int] | None:
-    """Each that still fits, one after the other; None unless they are `wanted` in all."""
-    taken, left = [], wanted
+def _in_order(sizes: Sequence[int], target: int) -> list[int] | None:
+    """Each that still fits, one after the other; None unless they are `target` in all."""
+    picks, left = [], target
     for i, size in enumerate(sizes):
         if size <= left:
-            taken.append(i)
+            picks.append(i)
             left -= size
-    return taken if left == 0 else None
+    return picks if left == 0 else None
 
 
-def _exactly(sizes: Sequence[int], wanted: float) -> list[int]:
-    """The sizes' numbers whose sum is the nearest to `wanted` of all sums but 0 and all, the first
+def _exactly(sizes: Sequence[int], target: float) -> list[int]:
+    """The sizes' numbers whose sum is the nearest to `target` of all sums but 0 and all, the first
     ones where there is a choice.
 
     `reach[i]` is a set of whole numbers as bits: the sums of some of the sizes from i on, up to the
@@ -86,20 +86,20 @@ def _exactly(sizes: Sequence[int], wanted: float) -> list[int]:
     """
     total = sum(sizes)
     # The nearest sum is at most one size away, above or below.
-    most = min(total - 1, math.ceil(wanted) + max(sizes))
+    most = min(total - 1, math.ceil(target) + max(sizes))
     mask = (1 << (most + 1)) - 1
     reach = [1]
     for size in reversed(sizes):
         reach.append((reach[-1] | reach[-1] << size) & mask)
     reach.reverse()
     sums = (n for n in range(1, most + 1) if reach[0] >> n & 1)
-    left = min(sums, key=lambda n: (abs(n - wanted), n))
-    taken = []
+    left = min(sums, key=lambda n: (abs(n - target), n))
+    picks = []
     for i, size in enumerate(sizes):
         if size <= left and reach[i + 1] >> (left - size) & 1:
-            taken.append(i)
+            picks.append(i)
             left -= size
-    return taken
+    return picks
 
 
 # --- people in two parts --------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def shared_people(
         {"people": number, "rows": number of rows of `second` that show them, "examples": names};
         None without such subjects.
     """
-    known = [
+    identified = [
         {
             (dataset, subject)
             for dataset, subject in zip(rows["dataset"], rows["subject"], strict=True)
@@ -128,7 +128,7 @@ def shared_people(
         }
         for rows in (first, second)
     ]
-    if not (both := known[0] & known[1]):
+    if not (both := identified[0] & identified[1]):
         return None
     pairs = zip(second["dataset"], second["subject"], strict=True)
     return {
@@ -168,6 +168,6 @@ def hold_out(
     subjects = person_keys(rows)
     import numpy as np
 
-    chosen = choose_people(subjects, share, seed)
-    held = np.array([subject in chosen for subject in subjects], bool)
+    subjects_held_out = choose_people(subjects, share, seed)
+    held = np.array([subject in subjects_held_out for subject in subjects], bool)
     return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

@@ -77,7 +77,7 @@ class Record:
         """The label of a label space that the text is, up to case and aliases."""
         if isinstance(space, str):
             space = label_spaces.space(space)
-        label = canonical(space, self.text(name))
+        label = match_label(space, self.text(name))
         if label is None:
             self.refuse(name, f"one of {', '.join(space.labels)}")
         return label
@@ -114,11 +114,11 @@ class Record:
 
 
 @lru_cache(maxsize=10_000)
-def canonical(space: str | label_spaces.LabelSpace, text: str) -> str | None:
-    """`LabelSpace.canonical`, cached: rows have few different texts."""
+def match_label(space: str | label_spaces.LabelSpace, text: str) -> str | None:
+    """`LabelSpace.match`, cached: rows have few different texts."""
     if isinstance(space, str):
         space = label_spaces.space(space)
-    return space.canonical(text)
+    return space.match(text)
 
 
 def short_repr(value: Any) -> str:
@@ -237,8 +237,8 @@ def question_answer_pairs(record: Record) -> list[tuple[str, str]]:
     {"role", "content"} of LLaMA-Factory and chat templates; their speakers are those of ROLES.
     Turns before the first question, such as a system's, are passed over.
     """
-    known = [name for name in ("conversations", "messages") if name in record.fields]
-    name = known[0] if known else "conversations"
+    conversation_fields = [name for name in ("conversations", "messages") if name in record.fields]
+    name = conversation_fields[0] if conversation_fields else "conversations"
     turns = record.fields.get(name)
     allowed = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]'
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
@@ -248,12 +248,12 @@ def question_answer_pairs(record: Record) -> list[tuple[str, str]]:
     turns, roles = turns[start:], roles[start:]
     if not turns or roles != ["question", "answer"] * (len(turns) // 2):
         record.refuse(name, f"{allowed}, or the roles user and assistant")
-    texts = [_said(Record(record.where, turn)) for turn in turns]
+    texts = [_turn_text(Record(record.where, turn)) for turn in turns]
     questions = [text.replace("<image>", "").strip() for text in texts[::2]]
     return list(zip(questions, texts[1::2], strict=True))
 
 
-def _said(turn: Record) -> str:
+def _turn_text(turn: Record) -> str:
     """The text of a turn; of content in parts, [{"type": "text", "text": "..."}, ...], of those
     that are text."""
     name = "content" if "value" not in turn.fields and "content" in turn.fields else "value"
@@ -268,10 +268,10 @@ def image_paths(record: Record) -> list[str]:
     """The image paths of a conversation: its `image` or `images`, or those in the parts of its
     messages, {"type": "image", "image": "..."}. Raises UserError if it has both fields and they
     differ."""
-    listed = {name: record.images(name) for name in ("image", "images")}
-    if all(listed.values()) and listed["image"] != listed["images"]:
-        record.refuse("images", f"the same as 'image', {short_repr(listed['image'])}")
-    return listed["image"] or listed["images"] or _pictures_in_parts(record.fields.get("messages"))
+    paths = {name: record.images(name) for name in ("image", "images")}
+    if all(paths.values()) and paths["image"] != paths["images"]:
+        record.refuse("images", f"the same as 'image', {short_repr(paths['image'])}")
+    return paths["image"] or paths["images"] or _pictures_in_parts(record.fields.get("messages"))
 
 
 def _pictures_in_parts(messages: Any) -> list[str]:

@@ -103,7 +103,7 @@ def canonical_labels(space_id: str, texts: Sequence[str | None]) -> list[str | N
         UserError: a text is not a label of the space.
     """
     space = label_spaces.space(space_id)
-    label_of = {text: space.canonical(text) for text in set(texts) if text is not None}
+    label_of = {text: space.match(text) for text in set(texts) if text is not None}
     wrong = sorted(text for text, label in label_of.items() if label is None)
     if wrong:
         raise UserError(
@@ -134,13 +134,15 @@ def action_units(
     present = np.asarray(present, bool)
     n = len(present)
     annotated = np.ones(present.shape, bool) if annotated is None else np.asarray(annotated, bool)
-    listed = annotated.ravel()
-    grades = np.full(listed.size, np.nan) if intensity is None else np.asarray(intensity).ravel()
+    au_numbers = annotated.ravel()
+    grades = (
+        np.full(au_numbers.size, np.nan) if intensity is None else np.asarray(intensity).ravel()
+    )
     struct = pa.StructArray.from_arrays(
         [
-            pa.array(np.tile(np.asarray(numbers, np.int32), n)[listed]),
-            pa.array(grades[listed].astype(np.float32), from_pandas=True),
-            pa.array(present.ravel()[listed]),
+            pa.array(np.tile(np.asarray(numbers, np.int32), n)[au_numbers]),
+            pa.array(grades[au_numbers].astype(np.float32), from_pandas=True),
+            pa.array(present.ravel()[au_numbers]),
         ],
         names=["au", "intensity", "present"],
     )
@@ -165,8 +167,8 @@ def listed_units(present: Sequence[Collection[int]], coded: Sequence[Collection[
         flags = [[number in row for number in numbers] for row in rows]
         return np.array(flags, bool).reshape(len(rows), len(numbers))
 
-    seen = mask(present)
-    return action_units(numbers, seen, annotated=seen | mask(coded))
+    present_mask = mask(present)
+    return action_units(numbers, present_mask, annotated=present_mask | mask(coded))
 
 
 def boxes(x0: Any, y0: Any, x1: Any, y1: Any) -> pa.Array:
@@ -243,12 +245,12 @@ def exists_mask(paths: Iterable[str]) -> np.ndarray:
     return np.array([folders.has(path) for path in paths], bool)
 
 
-def resolve_image_paths(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
+def resolve_image_paths(rows: Rows, description: str) -> tuple[Rows, np.ndarray]:
     """Correct the spelling of image paths. Warns if there was any to correct.
 
     Args:
         rows: rows with an `image` column.
-        what: name of the rows in the warning.
+        description: name of the rows in the warning.
 
     Returns:
         (the rows with paths as the disk spells them, a mask (n,) of the images that exist).
@@ -265,8 +267,8 @@ def resolve_image_paths(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
             other.append(row)
     if other:
         warnings.warn(
-            f"{what}: {len(other):,} image paths differ from the files' names in letter case, "
-            f"Unicode form or separators, the first: {images[other[0]]!a} is read from "
+            f"{description}: {len(other):,} image paths differ from the files' names in letter "
+            f"case, Unicode form or separators, the first: {images[other[0]]!a} is read from "
             f"{stored[other[0]]!a}",
             stacklevel=4,
         )
@@ -278,8 +280,8 @@ def image_names(folder: Path) -> tuple[list[str], list[str]]:
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.is_dir())
     images = [n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
-    chosen = set(images)
-    return images, [name for name in names if name not in chosen]
+    image_set = set(images)
+    return images, [name for name in names if name not in image_set]
 
 
 def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
@@ -296,28 +298,28 @@ def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
     """
     space = label_spaces.space(space_id)
     ids, images, labels, skipped = [], [], [], []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        label = space.canonical(place.name)
+    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        label = space.match(class_folder.name)
         if label is None:
             raise UserError(
-                f"{place}: {place.name!r} is not a label of {space.id}; expected folders named "
-                f"{', '.join(space.labels)}, or as their adjectives"
+                f"{class_folder}: {class_folder.name!r} is not a label of {space.id}; expected "
+                f"folders named {', '.join(space.labels)}, or as their adjectives"
             )
-        names, others = image_names(place)
+        names, others = image_names(class_folder)
         ids += [f"{prefix}/{label}/{os.path.splitext(name)[0]}" for name in names]
-        images += [str(place / name) for name in names]
+        images += [str(class_folder / name) for name in names]
         labels += [label] * len(names)
-        skipped += [f"{place.name}/{name}" for name in others]
+        skipped += [f"{class_folder.name}/{name}" for name in others]
     columns = {"id": ids, "image": images, space.field: labels}
     return Rows(columns, {"no image file": skipped} if skipped else {})
 
 
-def require_path(path: Path, what: str) -> Path:
+def require_path(path: Path, description: str) -> Path:
     """`path` if it exists.
 
     Args:
         path: the expected file or folder.
-        what: what it should contain.
+        description: what it should contain.
 
     Raises:
         UserError: it does not exist; the message lists what is there instead.
@@ -327,7 +329,8 @@ def require_path(path: Path, what: str) -> Path:
     folder = next((p for p in path.parents if p.exists()), Path())
     inside = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
     raise UserError(
-        f"{path} is missing: expected {what}; {folder} holds {', '.join(inside) or 'nothing'}. "
+        f"{path} is missing: expected {description}; {folder} holds "
+        f"{', '.join(inside) or 'nothing'}. "
         "Give --dataset_root (root) as the folder that the data set's owners distribute"
     )
 
@@ -492,13 +495,15 @@ def random_split(
     else:
         path = require_path(Path(test_list).expanduser(), "a list of the test images, one a line")
         names = [line.split()[0] for line in read_lines(path) if line.strip()]
-        wanted = {name.replace("\\", "/").rpartition("/")[2].partition(".")[0] for name in names}
-        if unknown := sorted(wanted - set(stems)):
+        wanted_stems = {
+            name.replace("\\", "/").rpartition("/")[2].partition(".")[0] for name in names
+        }
+        if unknown := sorted(wanted_stems - set(stems)):
             raise UserError(
                 f"{path} names {len(unknown)} test images that the data set does not list, the "
                 f"first: {unknown[0]}; name images as the set does, one a line"
             )
-        test = np.array([stem in wanted for stem in stems], bool)
+        test = np.array([stem in wanted_stems for stem in stems], bool)
     return test if split == "test" else ~test
 
 
@@ -525,9 +530,10 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
 
     if missing not in ("error", "drop"):
         raise UserError(f"missing={missing!r}: use 'error' or 'drop'")
-    for reason, what in rows.skipped.items():
+    for reason, row_names in rows.skipped.items():
         warnings.warn(
-            f"{name}, {split}: {len(what):,} left out, {reason}: {what[0]}, ...", stacklevel=3
+            f"{name}, {split}: {len(row_names):,} left out, {reason}: {row_names[0]}, ...",
+            stacklevel=3,
         )
     rows = _without_missing(rows, name, split, missing)
     n = len(rows)

@@ -37,13 +37,13 @@ def draw_landmarks(points: np.ndarray, size: int) -> Image.Image:
     """The lines of brows, eyes, irises, nose, lips and the face's edge, white on black, `size`
     pixels a side. `points` (478, 2): MediaPipe's mesh, in shares of the side."""
     picture, scaled = _canvas(points, size)
-    drawn = ImageDraw.Draw(picture)
+    canvas = ImageDraw.Draw(picture)
     width = max(_FINER, picture.width // _THIN)
     for part in PARTS:
         for edge in _edges(part):
-            drawn.line([scaled[i] for i in edge], fill=LINE, width=width)
+            canvas.line([scaled[i] for i in edge], fill=LINE, width=width)
     for side in ("LEFT", "RIGHT"):
-        drawn.ellipse(_iris(scaled, side), outline=LINE, width=width)
+        canvas.ellipse(_iris(scaled, side), outline=LINE, width=width)
     return _shrunk(picture, size)
 
 
@@ -51,7 +51,7 @@ def draw_parsing(points: np.ndarray, size: int) -> Image.Image:
     """The parts of PARTS and the mouth, each filled with its colour, on black. `points` as of
     `landmarks`."""
     picture, scaled = _canvas(points, size)
-    drawn = ImageDraw.Draw(picture)
+    canvas = ImageDraw.Draw(picture)
     for part, colour in PARTS.items():
         lines = _lines(part)
         if part.endswith("EYEBROW"):  # its upper and its lower edge
@@ -61,7 +61,7 @@ def draw_parsing(points: np.ndarray, size: int) -> Image.Image:
         elif part == "LIPS":  # their outer edge, then their inner one
             lines = sorted(lines, key=lambda line: -np.ptp(points[line], axis=0).prod())
         for line, fill in zip(lines, (colour, MOUTH), strict=False):
-            drawn.polygon([scaled[i] for i in line], fill=fill)
+            canvas.polygon([scaled[i] for i in line], fill=fill)
     for side in ("LEFT", "RIGHT"):  # clipped by the lids
         eye, iris = Image.new("L", picture.size), Image.new("L", picture.size)
         (line,) = _lines(f"{side}_EYE")
@@ -107,17 +107,17 @@ def _lines(part: str) -> list[list[int]]:
 def chain_edges(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Lines and rings, each as its points in their order, of edges of which no point has more than
     two. An open line starts at one of its ends."""
-    beside: defaultdict[int, list[int]] = defaultdict(list)
+    neighbours: defaultdict[int, list[int]] = defaultdict(list)
     for a, b in edges:
-        beside[a].append(b)
-        beside[b].append(a)
-    left = dict.fromkeys(sorted(beside, key=lambda point: len(beside[point])))
+        neighbours[a].append(b)
+        neighbours[b].append(a)
+    left = dict.fromkeys(sorted(neighbours, key=lambda point: len(neighbours[point])))
     chains = []
     while left:
         line = [next(iter(left))]
         while line[-1] in left:
             del left[line[-1]]
-            line += [point for point in beside[line[-1]] if point in left][:1]
+            line += [point for point in neighbours[line[-1]] if point in left][:1]
         chains.append(line)
     return chains
 

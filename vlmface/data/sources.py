@@ -33,14 +33,14 @@ def image_sources(rows: Rows | datasets.Dataset) -> list[list[Source]]:
     if not isinstance(columns, dict):
         columns = rows.select_columns(["image", "frames"]).with_format("arrow")[:]  # type: ignore[union-attr]
         columns = {name: columns[name] for name in columns.column_names}
-    images, clips = (_listed(columns.get(name), len(rows)) for name in ("image", "frames"))
+    images, clips = (_as_lists(columns.get(name), len(rows)) for name in ("image", "frames"))
     return [
         [_stored(image)] if image is not None else [_stored(frame) for frame in clip or ()]
         for image, clip in zip(images, clips, strict=True)
     ]
 
 
-def _listed(values: Any, n: int) -> list[Any]:
+def _as_lists(values: Any, n: int) -> list[Any]:
     if values is None:
         return [None] * n
     return values.to_pylist() if hasattr(values, "to_pylist") else list(values)

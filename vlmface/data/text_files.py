@@ -119,17 +119,17 @@ def split_header(line: str, default: str = ",") -> tuple[list[str], str]:
     return [name.strip() for name in names], delimiter
 
 
-def match_name(wanted: str, names: Iterable[str], where: object) -> str | None:
-    """The one of `names` that is `wanted`: letter by letter, else up to letter case, spaces around
+def match_name(target: str, names: Iterable[str], where: object) -> str | None:
+    """The one of `names` that is `target`: letter by letter, else up to letter case, spaces around
     it and invisible characters; None if there is none. Raises UserError if several are."""
     names = list(names)
-    if wanted in names:
-        return wanted
-    near = [name for name in names if _plain(name) == _plain(wanted)]
+    if target in names:
+        return target
+    near = [name for name in names if _plain(name) == _plain(target)]
     if len(near) > 1:
         raise UserError(
             f"{where} has the columns {' and '.join(map(repr, near))}, either of which may be "
-            f"{wanted!r}: rename one of them, or name the column letter by letter"
+            f"{target!r}: rename one of them, or name the column letter by letter"
         )
     return near[0] if near else None
 
@@ -174,8 +174,8 @@ def _known_encoding(name: str | None) -> str:
 
 
 def _not_text(raw: bytes, path: Path) -> UserError | None:
-    what = next((what for mark, what in _OTHER_KINDS.items() if raw.startswith(mark)), None)
-    return UserError(f"{path} is {what}") if what else None
+    kind = next((kind for mark, kind in _OTHER_KINDS.items() if raw.startswith(mark)), None)
+    return UserError(f"{path} is {kind}") if kind else None
 
 
 def _undecodable(error: UnicodeDecodeError, mark: bytes, path: Path) -> UserError:

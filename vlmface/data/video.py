@@ -81,14 +81,14 @@ def iter_frames(path: str | Path, count: int) -> Iterator[Image.Image]:
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
     total = _count(path)
-    wanted = segment_midpoints(total, count)
+    indices = segment_midpoints(total, count)
     image: Image.Image | None = None
     index = -1
     decoded = enumerate(_decoded(path, _Progress()))
-    for place in wanted:
-        while index < place:
+    for frame_index in indices:
+        while index < frame_index:
             index, frame = next(decoded)
-            if index == place:
+            if index == frame_index:
                 image = _image(frame, path)
         assert image is not None
         yield image
@@ -104,58 +104,58 @@ class _Progress:
 
 def _count(path: str | Path) -> int:
     """How many frames can be decoded. Raises UserError as `frames` does."""
-    seen = _Progress()
-    for _ in _decoded(path, seen):
+    progress = _Progress()
+    for _ in _decoded(path, progress):
         pass
-    if not seen.frames:
+    if not progress.frames:
         raise UserError(
-            f"'{path}' has no frame that can be decoded ({seen.packets} packets, {seen.broken} of "
-            "them broken): copy it again from its source, or leave it out"
+            f"'{path}' has no frame that can be decoded ({progress.packets} packets, "
+            f"{progress.broken} of them broken): copy it again from its source, or leave it out"
         )
-    if seen.broken > MAX_BROKEN * seen.packets:
+    if progress.broken > MAX_BROKEN * progress.packets:
         raise UserError(
-            f"'{path}' is damaged: {seen.broken} of {seen.packets} packets cannot be decoded; copy "
-            "it again from its source, or leave it out"
+            f"'{path}' is damaged: {progress.broken} of {progress.packets} packets cannot be "
+            "decoded; copy it again from its source, or leave it out"
         )
-    if seen.duration and seen.until < MIN_COVERED * seen.duration:
+    if progress.duration and progress.until < MIN_COVERED * progress.duration:
         raise UserError(
-            f"'{path}' is cut off: its duration is {seen.duration:.1f} s, but it ends after "
-            f"{seen.until:.1f} s; copy it again from its source, or leave it out"
+            f"'{path}' is cut off: its duration is {progress.duration:.1f} s, but it ends after "
+            f"{progress.until:.1f} s; copy it again from its source, or leave it out"
         )
-    return seen.frames
+    return progress.frames
 
 
-def _decoded(path: str | Path, seen: _Progress) -> Iterator[Any]:
+def _decoded(path: str | Path, progress: _Progress) -> Iterator[Any]:
     """PyAV's frames of the first video stream, in the order in which they are shown."""
     with _opened(path) as container:
         (stream,) = _pictures(container, path)[:1]
         width, height = stream.codec_context.width, stream.codec_context.height
         _check_size(width, height, path)
         if container.duration:
-            seen.duration = container.duration / 1_000_000
-        for packet in _packets(container, seen):
+            progress.duration = container.duration / 1_000_000
+        for packet in _packets(container, progress):
             if packet.stream.index != stream.index:
                 continue
-            seen.packets += 1
+            progress.packets += 1
             try:
                 frames = packet.decode()
             except _av().error.FFmpegError:
-                seen.broken += 1
+                progress.broken += 1
                 continue
             for frame in frames:
                 _check_size(frame.width, frame.height, path)
-                seen.frames += 1
-                seen.pixels += frame.width * frame.height
-                if seen.frames > MAX_FRAMES or seen.pixels > MAX_DECODED:
+                progress.frames += 1
+                progress.pixels += frame.width * frame.height
+                if progress.frames > MAX_FRAMES or progress.pixels > MAX_DECODED:
                     raise UserError(
-                        f"'{path}' is too long: more than {seen.frames - 1:,} frames of "
+                        f"'{path}' is too long: more than {progress.frames - 1:,} frames of "
                         f"{frame.width} x {frame.height} pixels; a clip has at most "
                         f"{MAX_FRAMES:,}: cut it, with ffmpeg -ss START -t SECONDS"
                     )
                 yield frame
 
 
-def _packets(container: Any, seen: _Progress) -> Iterator[Any]:
+def _packets(container: Any, progress: _Progress) -> Iterator[Any]:
     """The packets of all streams, up to the first that cannot be read. The sound's packets show how
     far the file reaches after the last picture."""
     start = (container.start_time or 0) / 1_000_000
@@ -163,12 +163,12 @@ def _packets(container: Any, seen: _Progress) -> Iterator[Any]:
         for number, packet in enumerate(container.demux()):
             if packet.pts is not None and packet.time_base:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - start
-                seen.until = max(seen.until, end)
+                progress.until = max(progress.until, end)
             if number > 50 * MAX_FRAMES:
                 return  # of sound and subtitles there may be more than of pictures, but not so many
             yield packet
     except _av().error.FFmpegError:
-        seen.broken += 1
+        progress.broken += 1
 
 
 def _av() -> Any:
@@ -182,16 +182,16 @@ def _av() -> Any:
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
     av = _av()
-    place = Path(path)
-    if place.is_dir():
+    file = Path(path)
+    if file.is_dir():
         raise UserError(f"'{path}' is a folder: give one video file inside it")
-    if not place.is_file():
+    if not file.is_file():
         raise UserError(f"'{path}' does not exist: check the spelling of the path")
-    if not place.stat().st_size:
+    if not file.stat().st_size:
         raise UserError(f"'{path}' is empty (0 bytes): copy it again from its source")
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
-        container = av.open(str(place.absolute()), options=options)
+        container = av.open(str(file.absolute()), options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise UserError(
             f"'{path}' is not a video that can be read ({error}): copy it again from its source, "

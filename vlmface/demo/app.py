@@ -50,7 +50,7 @@ def serve(demo: Demo, host: str, port: int, allowed_hosts: Sequence[str] = ()) -
     Raises:
         UserError: The port is not free.
     """
-    hosts = Hosts.of(host, allowed_hosts)
+    hosts = Hosts.for_server(host, allowed_hosts)
     page = build_page(demo)
     page.queue(max_size=_MAX_QUEUE, default_concurrency_limit=1, api_open=False)
 

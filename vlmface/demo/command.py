@@ -13,7 +13,7 @@ from vlmface import manifest
 from vlmface.demo import security_middleware
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import is_url
-from vlmface.utils.config import option
+from vlmface.utils.config import ArgumentParser, option
 from vlmface.utils.ranges import Port
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ def main(argv: Sequence[str]) -> int:
         from vlmface.infer.predictor import Predictor
 
         predictors, cards = [], []
-        for run_or_url, run, prompt in (
-            (model, arguments.run, arguments.prompt),
+        for run_or_url, run_dir, prompt in (
+            (model, arguments.run_dir, arguments.prompt),
             (arguments.compare, arguments.compare_run, arguments.compare_prompt),
         ):
             if run_or_url is None:
                 continue
-            predictor = Predictor.load(run_or_url, run=run, prompt=prompt)
+            predictor = Predictor.load(run_or_url, run_dir=run_dir, prompt=prompt)
             predictors.append(stack.enter_context(predictor))
-            cards.append(_model_card(predictor, run_or_url, run))
+            cards.append(_model_card(predictor, run_or_url, run_dir))
         demo = Demo(predictors, cards, Path(temporary))
         stack.callback(demo.close)
         app.serve(demo, arguments.host, arguments.port, arguments.allowed_hosts)
@@ -59,21 +59,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="demo.py", description="Try a trained model in the browser."
-    )
+    parser = ArgumentParser(prog="demo.py", description="Try a trained model in the browser.")
     parser.add_argument(
         "--model",
         metavar="RUN|URL",
         help=f"run folder, URL of a server, or base model with --prompt (default {DEFAULT_RUN})",
     )
     parser.add_argument(
-        "--run", metavar="RUN", help="for a server: the folder of the run that it serves"
+        "--run-dir", metavar="RUN", help="for a server: the folder of the run that it serves"
     )
     parser.add_argument("--prompt", help="use this prompt only; a base model needs one")
     parser.add_argument("--compare", metavar="RUN|URL", help="a second model to compare with")
-    parser.add_argument("--compare_run", metavar="RUN", help="--run for the second model")
-    parser.add_argument("--compare_prompt", metavar="PROMPT", help="--prompt for the second model")
+    parser.add_argument("--compare-run", metavar="RUN", help="--run_dir for the second model")
+    parser.add_argument("--compare-prompt", metavar="PROMPT", help="--prompt for the second model")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -81,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(parser, "--port", Port, default=7860)
     parser.add_argument(
-        "--allowed_hosts",
+        "--allowed-hosts",
         nargs="+",
         default=[],
         metavar="NAME",
@@ -94,15 +92,15 @@ def _default_model() -> str:
     if not manifest.is_run(DEFAULT_RUN):
         raise UserError(
             f"{DEFAULT_RUN} has no finished run: train one with `accelerate launch "
-            "recipes/sft_cot.py`, or choose a model with --model RUN (a server: --model URL --run "
-            "RUN; the untrained base: --model vlmface-tiny --prompt face_cot)"
+            "recipes/sft_cot.py`, or choose a model with --model RUN (a server: --model URL "
+            "--run-dir RUN; the untrained base: --model vlmface-tiny --prompt face_cot)"
         )
     return DEFAULT_RUN
 
 
-def _model_card(predictor: Predictor, model: str, run: str | None) -> ModelCard:
+def _model_card(predictor: Predictor, model: str, run_dir: str | None) -> ModelCard:
     from vlmface.demo import model_choices
 
     is_server = is_url(model)
-    run_dir = run if is_server else (model if manifest.is_run(model) else None)
+    run_dir = run_dir if is_server else (model if manifest.is_run(model) else None)
     return model_choices.model_card(predictor, run_dir, server=is_server)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vlmface import manifest
 from vlmface.infer.face_report import EMOTION, FaceReport
 from vlmface.infer.predictor import Predictor
-from vlmface.prompts import Question
+from vlmface.prompts import PromptLike
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,7 +23,7 @@ class ModelChoice:
     """A model with one of its prompts."""
 
     predictor: Predictor
-    prompt: Question
+    prompt: PromptLike
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ def primary_task(predictor: Predictor) -> str:
 
 def outputs_action_units(predictor: Predictor) -> bool:
     """Whether the primary task's prompt asks for a rationale, which may name action units."""
-    return predictor.prompts_by_task[primary_task(predictor)].reasons
+    return predictor.prompts_by_task[primary_task(predictor)].has_rationale
 
 
 def face_view(predictor: Predictor, image: Image.Image, box: Box | None) -> FaceView:
@@ -100,7 +100,7 @@ class ModelCard:
     server: bool = False
 
 
-def model_card(predictor: Predictor, run: str | None, *, server: bool = False) -> ModelCard:
+def model_card(predictor: Predictor, run_dir: str | None, *, server: bool = False) -> ModelCard:
     """Describe a model.
 
     Args:
@@ -109,10 +109,10 @@ def model_card(predictor: Predictor, run: str | None, *, server: bool = False) -
         server: Whether it runs behind a server.
     """
     prompts = ", ".join(f"{prompt.id} (sha {prompt.sha})" for prompt in predictor.backend.prompts)
-    if run is None:
+    if run_dir is None:
         facts = [("prompts", prompts), ("trained", "unknown: this model has no vlmface manifest")]
         return ModelCard(predictor.name, facts, server)
-    run_manifest, _ = manifest.load(run)
+    run_manifest, _ = manifest.load(run_dir)
     data, base = run_manifest.dataset, run_manifest.base_model
     trained = ", ".join(f"{part} {mode}" for part, mode in run_manifest.trainable.items())
     facts = [

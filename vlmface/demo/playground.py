@@ -91,10 +91,10 @@ def render_head(scene: Scene) -> Image.Image:
 def incompatible_aus(aus: Mapping[int, int]) -> list[int]:
     """The AUs whose muscles cannot act together with all the others; no training face has such a
     combination."""
-    chosen = set(aus)
-    if chosen & set(_JAW_DROP):
-        chosen.discard(_LIPS_PART)
-    return [au for au in sorted(chosen) if not compatible(au, chosen - {au})]
+    selected = set(aus)
+    if selected & set(_JAW_DROP):
+        selected.discard(_LIPS_PART)
+    return [au for au in sorted(selected) if not compatible(au, selected - {au})]
 
 
 def supported_emotions(aus: Mapping[int, int]) -> list[str]:
@@ -113,7 +113,7 @@ class AUComparison:
     """The rendered AUs that were named, those that were missed, and AUs that were named but not
     rendered."""
 
-    named: list[int]
+    matched: list[int]
     missed: list[int]
     extra: list[int]
 

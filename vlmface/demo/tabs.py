@@ -100,9 +100,9 @@ def _examples(field: gr.Image | gr.Video, files: list[tuple[Path, Path]], kind: 
                 button.click(partial(str, path), None, field, show_progress="hidden", **_HIDDEN)
 
 
-def _face_choice(faces: list[Face], chosen: int | None) -> Any:
+def _face_choice(faces: list[Face], selected: int | None) -> Any:
     names = [f"Face {number}" for number in range(1, len(faces) + 1)]
-    value = None if chosen is None or not names else names[chosen]
+    value = None if selected is None or not names else names[selected]
     return gr.Radio(choices=names, value=value, visible=len(names) > 1)
 
 
@@ -160,17 +160,17 @@ def analyse_tab(demo: Demo) -> None:
             return
         upload = open_upload(path)
         faces = demo.face_finder.find(upload)
-        chosen = None if demo.predictor.default_faces == "none" else largest_face(faces)
-        yield views.picture(upload, faces, chosen), _face_choice(faces, chosen), gr.skip()
-        for html in _stream_face(demo, upload, faces, chosen):
+        selected = None if demo.predictor.default_faces == "none" else largest_face(faces)
+        yield views.picture(upload, faces, selected), _face_choice(faces, selected), gr.skip()
+        for html in _stream_face(demo, upload, faces, selected):
             yield gr.skip(), gr.skip(), html
 
     @with_error_output(2)
-    def choose(path: str, chosen: int | None) -> Iterator[Any]:
+    def choose(path: str, selected: int | None) -> Iterator[Any]:
         upload = open_upload(path)
         faces = demo.face_finder.find(upload)
-        yield views.picture(upload, faces, chosen), gr.skip()
-        for html in _stream_face(demo, upload, faces, chosen):
+        yield views.picture(upload, faces, selected), gr.skip()
+        for html in _stream_face(demo, upload, faces, selected):
             yield gr.skip(), html
 
     queue = _queue(demo)
@@ -179,13 +179,15 @@ def analyse_tab(demo: Demo) -> None:
 
 
 def _stream_face(
-    demo: Demo, image: Image.Image, faces: list[Face], chosen: int | None
+    demo: Demo, image: Image.Image, faces: list[Face], selected: int | None
 ) -> Iterator[str]:
     """The answer about the chosen face."""
     heading = "The whole picture"
-    if chosen is not None:
-        heading = f"Face {chosen + 1} of {len(faces)}" if len(faces) > 1 else "The face"
-    yield from _stream_answer(demo, image, None if chosen is None else faces[chosen].box, heading)
+    if selected is not None:
+        heading = f"Face {selected + 1} of {len(faces)}" if len(faces) > 1 else "The face"
+    yield from _stream_answer(
+        demo, image, None if selected is None else faces[selected].box, heading
+    )
 
 
 def _stream_answer(demo: Demo, image: Image.Image, box: Box | None, heading: str) -> Iterator[str]:
@@ -230,9 +232,9 @@ def compare_tab(demo: Demo) -> None:
             return
         upload = open_upload(path)
         faces = demo.face_finder.find(upload)
-        chosen = largest_face(faces)
-        largest_box = None if chosen is None else faces[chosen].box
-        yield views.picture(upload, faces, chosen), gr.skip(), gr.skip()
+        selected = largest_face(faces)
+        largest_box = None if selected is None else faces[selected].box
+        yield views.picture(upload, faces, selected), gr.skip(), gr.skip()
         answers: list[str] = []
         for number in (first, second):
             choice = demo.choices[number]
@@ -280,8 +282,10 @@ def people_tab(demo: Demo) -> None:
             return
         boxes = [face.box for face in faces]
         reports = demo.predictor.predict([upload] * len(boxes), boxes=boxes)
-        reasons = model_choices.outputs_action_units(demo.predictor)
-        rows = views.people(upload, faces, reports, demo.predictor.tasks, reasons=reasons)
+        show_rationale = model_choices.outputs_action_units(demo.predictor)
+        rows = views.people(
+            upload, faces, reports, demo.predictor.tasks, show_rationale=show_rationale
+        )
         yield gr.skip(), rows
 
     image.change(analyse_all, image, [picture, table], show_progress_on=table, **_queue(demo))
@@ -435,8 +439,8 @@ def batch_tab(demo: Demo) -> None:
             "answers.csv": ("text/csv", batch.as_csv(rows, tasks)),
             "answers.json": ("application/json", batch.as_json(rows)),
         }
-        reasons = model_choices.outputs_action_units(demo.predictor)
-        yield views.batch(rows, len(items), tasks, downloads, reasons=reasons)
+        show_rationale = model_choices.outputs_action_units(demo.predictor)
+        yield views.batch(rows, len(items), tasks, downloads, show_rationale=show_rationale)
 
     # A batch has a queue of its own: between its files the model can answer other events.
     button.click(analyse_files, files, table, **_queue(demo, "batches"))

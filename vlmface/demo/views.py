@@ -62,14 +62,14 @@ class _Picture:
 
 
 def picture(
-    image: Image.Image, faces: Sequence[Face], chosen: int | None, side: int = MAX_SIDE
+    image: Image.Image, faces: Sequence[Face], selected: int | None, side: int = MAX_SIDE
 ) -> str:
     """The picture with numbered boxes.
 
     Args:
         image: The picture.
         faces: Their boxes are drawn.
-        chosen: The index of the face whose regions are marked when an action unit is pointed at.
+        selected: The index of the face whose regions are marked when an action unit is pointed at.
         side: Larger pictures are reduced to it, in pixels.
     """
     face_entries = [
@@ -89,7 +89,7 @@ def picture(
     alt = {0: "The picture, no face found", 1: "The picture with the face that was found"}.get(
         len(faces), f"The picture with {len(faces)} faces, numbered from left to right"
     )
-    return str(_template().picture(entry, face_entries, chosen, alt))
+    return str(_template().picture(entry, face_entries, selected, alt))
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def people(
     reports: Sequence[FaceReport],
     tasks: Sequence[str],
     *,
-    reasons: bool,
+    show_rationale: bool,
 ) -> str:
     """A table of the faces of a picture.
 
@@ -260,7 +260,7 @@ def people(
         }
         for number, (face, report) in enumerate(zip(faces, reports, strict=True), start=1)
     ]
-    return str(_template().people(rows, tasks, reasons))
+    return str(_template().people(rows, tasks, show_rationale))
 
 
 def batch(
@@ -269,7 +269,7 @@ def batch(
     tasks: Sequence[str],
     downloads: Mapping[str, tuple[str, str]],
     *,
-    reasons: bool = True,
+    show_rationale: bool = True,
 ) -> str:
     """The table of a batch.
 
@@ -300,7 +300,7 @@ def batch(
         for name, (kind, content) in downloads.items()
     ]
     problems = sum(row.problem is not None for row in rows)
-    return str(_template().batch(entries, tasks, files, problems, links, reasons))
+    return str(_template().batch(entries, tasks, files, problems, links, show_rationale))
 
 
 def _whole_picture(report: FaceReport) -> str:
@@ -352,13 +352,13 @@ def timeline(
     )
     rows: list[dict[str, Any]] = []
     for label in labels:
-        chosen = [label in prediction.answer.labels for prediction in predictions]
+        has_label = [label in prediction.answer.labels for prediction in predictions]
         probabilities = [
             p.probabilities[label] if p.probabilities else float(is_chosen)
-            for p, is_chosen in zip(predictions, chosen, strict=True)
+            for p, is_chosen in zip(predictions, has_label, strict=True)
         ]
-        cells = list(zip(probabilities, chosen, strict=True))
-        rows.append({"label": label, "cells": cells, "frames": sum(chosen)})
+        cells = list(zip(probabilities, has_label, strict=True))
+        rows.append({"label": label, "cells": cells, "frames": sum(has_label)})
     ticks = [
         data_uri(image.crop(face.box) if face else image, max_side=TICK_SIDE)
         for image, face in zip(frames, faces, strict=True)
@@ -381,7 +381,7 @@ def au_comparison(
     """
     comparison = playground.compare_aus(aus, report)
     rows = [
-        {"au": facs.AUS[au], "intensity": aus[au], "named": au in comparison.named}
+        {"au": facs.AUS[au], "intensity": aus[au], "named": au in comparison.matched}
         for au in facs.top_down(aus)
     ]
     predicted = (report.emotion or "no valid label") if EMOTION in report.answers else None

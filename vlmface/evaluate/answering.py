@@ -24,7 +24,7 @@ from vlmface.data import crop_cache
 from vlmface.data.row_images import image_refs, open_images, open_row_image, row_image_size
 from vlmface.errors import UserError
 from vlmface.manifest import is_run
-from vlmface.prompts import Question
+from vlmface.prompts import PromptLike
 from vlmface.schema import AFFECT, FaceSample
 from vlmface.utils.distributed import is_main, rank, world_size
 from vlmface.utils.files import atomic_write
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said
 SCORINGS = ("generate", "likelihood", "both")
-POOL = 50  # batches whose rows are sorted by size together: little padding, little memory
-DECODERS = 4  # threads that open the pictures of the next batch
+SORT_POOL = 50  # batches whose rows are sorted by size together: little padding, little memory
+IMAGE_THREADS = 4  # threads that open the pictures of the next batch
 
 
-Asked = TypeVar("Asked", bound=Question)
+PromptT = TypeVar("PromptT", bound=PromptLike)
 
 
-class Sink(Protocol):
+class RecordStore(Protocol):
     """Where finished rows go at once, and which there are already: a journal, or memory."""
 
     records: dict[str, dict[str, Any]]
@@ -76,7 +76,7 @@ def answer(
     *,
     batch_size: int,
     scoring: str = "generate",
-    sink: Sink | None = None,
+    sink: RecordStore | None = None,
 ) -> list[dict[str, Any]]:
     """Ask the predictor about every row: the lines of predictions.jsonl, in order, those of a row
     one after the other if there are several prompts.
@@ -101,11 +101,15 @@ def answer(
         unit="face",
         disable=not is_main(),
     ) as bar:
-        for part, images in _opened(rows, _batches(rows, left, batch_size, predictor.pads)):
-            answers = [_ask(single, images, scoring, batch_size) for single in predictors]
+        for part, images in _batches_with_images(
+            rows, _batches(rows, left, batch_size, predictor.pads)
+        ):
+            answers = [
+                _predict_and_score(single, images, scoring, batch_size) for single in predictors
+            ]
             for row, row_answers in zip(part, zip(*answers, strict=True), strict=True):
                 lines = [
-                    line(row, benchmark, single.prompt, prediction, scores)
+                    prediction_record(row, benchmark, single.prompt, prediction, scores)
                     for single, (prediction, scores) in zip(predictors, row_answers, strict=True)
                 ]
                 sink.add({"id": row["id"], "lines": lines})
@@ -113,7 +117,7 @@ def answer(
     return [line for id in rows["id"] for line in sink.records[id]["lines"]]
 
 
-def ask_server(
+def predict_remote(
     server: RemoteModel,
     rows: datasets.Dataset,
     benchmark: Benchmark,
@@ -130,14 +134,16 @@ def ask_server(
     check_ids(rows["id"])
     prompts = scored_prompts(benchmark, server.prompts)
     left = [i for i, id in enumerate(rows["id"]) if id not in journal.records]
-    done = len(rows) - len(left)
+    finished = len(rows) - len(left)
     title = f"answering {benchmark.id}"
-    with tqdm(total=len(rows), initial=done, desc=title, unit="face") as bar:
+    with tqdm(total=len(rows), initial=finished, desc=title, unit="face") as bar:
 
         async def work(client: httpx2.AsyncClient, job: _Job) -> dict[str, Any]:
             image = await asyncio.to_thread(open_images, job.row)
             lines = [
-                line(job.row, benchmark, prompt, await server.predict(client, prompt, image))
+                prediction_record(
+                    job.row, benchmark, prompt, await server.predict(client, prompt, image)
+                )
                 for prompt in prompts
             ]
             return {"id": job.id, "lines": lines}
@@ -147,7 +153,8 @@ def ask_server(
     records = dict(journal.records)
     for row in (row for row in rows if row["id"] in unanswered):
         silent = [
-            line(row, benchmark, prompt, server.empty_prediction(prompt)) for prompt in prompts
+            prediction_record(row, benchmark, prompt, server.empty_prediction(prompt))
+            for prompt in prompts
         ]
         records[row["id"]] = {"id": row["id"], "lines": silent}
     return [line for id in rows["id"] for line in records[id]["lines"]], unanswered
@@ -179,8 +186,8 @@ def _batches(
     if not pads:
         yield from (list(left[i : i + size]) for i in range(0, len(left), size))
         return
-    for start in range(0, len(left), POOL * size):
-        pool = list(left[start : start + POOL * size])
+    for start in range(0, len(left), SORT_POOL * size):
+        pool = list(left[start : start + SORT_POOL * size])
         areas = {i: sum(map(_area, image_refs(rows[i]))) for i in pool}
         pool.sort(key=areas.__getitem__)
         yield from (pool[i : i + size] for i in range(0, len(pool), size))
@@ -195,7 +202,7 @@ def _area(image: Any) -> int:
     return width * height
 
 
-def _opened(
+def _batches_with_images(
     rows: datasets.Dataset, batches: Iterator[list[int]]
 ) -> Iterator[tuple[list[dict[str, Any]], list[ImageOrImages]]]:
     """The batches with what is shown of each row; where a GPU answers, that of the next one is
@@ -207,7 +214,7 @@ def _opened(
             part = _rows(rows, batch)
             yield part, [open_images(row) for row in part]
         return
-    with ThreadPoolExecutor(DECODERS) as pool:
+    with ThreadPoolExecutor(IMAGE_THREADS) as pool:
         waiting: list[tuple[list[dict[str, Any]], list[Any]]] = []
         for batch in batches:
             part = _rows(rows, batch)
@@ -227,7 +234,7 @@ def _rows(rows: datasets.Dataset, batch: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _ask(
+def _predict_and_score(
     predictor: LocalModel | ClipModel,
     images: Sequence[ImageOrImages],
     scoring: str,
@@ -242,10 +249,10 @@ def _ask(
     return list(zip(written, scored, strict=True))
 
 
-def line(
+def prediction_record(
     row: Mapping[str, Any],
     benchmark: Benchmark,
-    prompt: Question,
+    prompt: PromptLike,
     prediction: Prediction | None,
     scores: LabelScores | None = None,
 ) -> dict[str, Any]:
@@ -258,7 +265,7 @@ def line(
     else:
         assert scores is not None
         text, latency = "", scores.latency_s
-        if prompt.several:
+        if prompt.multi_label:
             probabilities, answer = None, Answer(None, (), "none", "")
         else:
             probabilities = scores.probabilities()
@@ -269,7 +276,7 @@ def line(
         "id": row["id"],
         "subject": row.get("subject"),
         "image": (row["image"] or {}).get("path") or row["id"],
-        "truth": truth(FaceSample.from_row(row), benchmark),
+        "truth": ground_truth(FaceSample.from_row(row), benchmark),
         "prompt": prompt.id,
         "text": text,
         "label": answer.label,
@@ -278,7 +285,7 @@ def line(
         "probabilities": probabilities,
         "latency_s": round(latency, 4),
     }
-    if prompt.several:
+    if prompt.multi_label:
         record["labels"] = None if prediction is None else list(answer.labels)
     if prediction is not None and prediction.affect is not None:
         record["affect"] = prediction.affect
@@ -293,7 +300,7 @@ def line(
     return record
 
 
-def answer_once(
+def predict_cached(
     model: str,
     path: Path,
     rows: datasets.Dataset,
@@ -319,10 +326,10 @@ def answer_once(
     if is_base and isinstance(predictor, LocalModel):
         predictor.prompts = list(prompts)
         predictor.processor = processor or predictor.processor
-    return answer_kept(predictor, path, rows, benchmark, batch_size=batch_size, scoring=scoring)
+    return predict_with(predictor, path, rows, benchmark, batch_size=batch_size, scoring=scoring)
 
 
-def answer_kept(
+def predict_with(
     predictor: LocalModel | ClipModel,
     path: Path,
     rows: datasets.Dataset,
@@ -331,12 +338,12 @@ def answer_kept(
     batch_size: int,
     scoring: str = "generate",
 ) -> list[dict[str, Any]]:
-    """`answer_once` by a model that is open already."""
+    """`predict_cached` by a model that is open already."""
     if path.exists():
         return read_lines(path)
     world = world_size()
     if world == 1:
-        unfinished = path.with_suffix(".part")
+        unfinished = path.with_suffix(".partial.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal(unfinished) as journal:
             lines = answer(
@@ -358,39 +365,39 @@ def answer_kept(
     return lines
 
 
-def scored_prompts(benchmark: Benchmark, prompts: Sequence[Asked]) -> list[Asked]:
+def scored_prompts(benchmark: Benchmark, prompts: Sequence[PromptT]) -> list[PromptT]:
     """Those of the prompts whose label space the benchmark scores, the first of each space; where
     only AUs are scored, the first whose answers name them. Raises UserError if there is none."""
     if not benchmark.spaces:
-        scored = [next((prompt for prompt in prompts if prompt.reasons), None)]
+        scored = [next((prompt for prompt in prompts if prompt.has_rationale), None)]
     else:
         scored = [
             next((prompt for prompt in prompts if prompt.space.sha == space.sha), None)
             for space in benchmark.spaces
         ]
     if not any(scored):
-        named = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
+        names = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
         if not benchmark.spaces:
             raise UserError(
-                f"the prompts ask {named} and for nothing else, but benchmark {benchmark.id} "
+                f"the prompts ask {names} and for nothing else, but benchmark {benchmark.id} "
                 "scores action units: use a prompt whose answers name them, such as face_cot"
             )
         raise UserError(
-            f"the prompts ask {named}, but benchmark {benchmark.id} scores "
+            f"the prompts ask {names}, but benchmark {benchmark.id} scores "
             f"{', '.join(space.id for space in benchmark.spaces)}: use a prompt or a benchmark "
             "with the other's label space"
         )
     return [prompt for prompt in scored if prompt is not None]
 
 
-def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
+def ground_truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
     """What is annotated for a row; null is "not annotated", or not scored where AUs alone are."""
     present = sample.intensities(benchmark.au_threshold)
     attributes = {name: getattr(sample, name) for name in ATTRIBUTES}
     emotion = sample.emotion if benchmark.spaces else None
     further: dict[str, Any] = {}
     for space in benchmark.spaces:
-        if space.several:
+        if space.multi_label:
             further["labels"] = list(sample.labels(space)) or None
         elif space.field == "context":  # a list: the one label of this space in it
             attributes["context"] = sample.label(space)
@@ -398,9 +405,9 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
             emotion = sample.label(space) or emotion
         else:  # here too
             attributes[space.field] = sample.label(space) or attributes[space.field]
-    known = {name: getattr(sample, name) for name in AFFECT}
-    if any(value is not None for value in known.values()):
-        further["affect"] = known
+    affect = {name: getattr(sample, name) for name in AFFECT}
+    if any(value is not None for value in affect.values()):
+        further["affect"] = affect
     return {
         "emotion": emotion,
         "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
@@ -410,14 +417,16 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
     }
 
 
-def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Question) -> list[Mapping[str, Any]]:
+def filter_by_prompt(
+    lines: Sequence[Mapping[str, Any]], prompt: PromptLike
+) -> list[Mapping[str, Any]]:
     """The lines of predictions.jsonl that answer this prompt."""
     return [line for line in lines if line["prompt"] == prompt.id]
 
 
-def au_set(benchmark: Benchmark, prompt: Question) -> list[int]:
+def au_set(benchmark: Benchmark, prompt: PromptLike) -> list[int]:
     """The AUs to score: none if the prompt asks for the label alone."""
-    return benchmark.au_set if prompt.reasons else []
+    return benchmark.au_set if prompt.has_rationale else []
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -63,8 +63,8 @@ class Run:
 
     @property
     def au_set(self) -> list[int]:
-        named = (self.scores.get("au") or {}).get("per_au", {})
-        return [facs.parse_name(name) for name in named]
+        per_au = (self.scores.get("au") or {}).get("per_au", {})
+        return [facs.parse_name(name) for name in per_au]
 
 
 def read(folder: str | Path, name: str | None = None, extra: Sequence[Metric] = ()) -> Run:
@@ -144,11 +144,11 @@ def check_agreement(run: Run, extra: Sequence[Metric] = ()) -> None:
                     _check_same(run, f"{' '.join(path)} {score}", block[score], value)
 
 
-def _check_same(run: Run, what: str, recorded: float, computed: float) -> None:
+def _check_same(run: Run, description: str, recorded: float, computed: float) -> None:
     if abs(recorded - computed) > _ROUNDING:
         raise UserError(
-            f"'{run.folder}': {what} is {recorded:.6g} in metrics.json, but {computed:.6g} from "
-            "predictions.jsonl: one of the two files is not of this run, evaluate it again"
+            f"'{run.folder}': {description} is {recorded:.6g} in metrics.json, but {computed:.6g} "
+            "from predictions.jsonl: one of the two files is not of this run, evaluate it again"
         )
 
 
@@ -202,11 +202,11 @@ def _check_comparable(runs: Sequence[Run]) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"two runs have one name ({', '.join(names)}): give them as NAME=FOLDER")
     for run in runs[1:]:
-        for what in ("benchmark", "scoring"):
-            if run.scores[what] != runs[0].scores[what]:
+        for key in ("benchmark", "scoring"):
+            if run.scores[key] != runs[0].scores[key]:
                 raise UserError(
-                    f"{runs[0].name} was scored with {what} {runs[0].scores[what]!r}, {run.name} "
-                    f"with {run.scores[what]!r}: compare runs with the same"
+                    f"{runs[0].name} was scored with {key} {runs[0].scores[key]!r}, {run.name} "
+                    f"with {run.scores[key]!r}: compare runs with the same"
                 )
 
 
@@ -289,17 +289,19 @@ def rows(result: Mapping[str, Any], extra: Sequence[Metric] = ()) -> list[dict[s
     lines = []
     first = result["runs"][0]["name"]
     changes = {pair["second"]: pair for pair in result["pairs"] if pair["first"] == first}
-    for shown in scored_blocks(result["runs"][0]["scores"]):
-        for metric in of_kind(with_built_in(extra), shown.kind):
+    for scored_block in scored_blocks(result["runs"][0]["scores"]):
+        for metric in of_kind(with_built_in(extra), scored_block.kind):
             cells = []
             for run in result["runs"]:
-                block = report.score_blocks(run["scores"]).get(shown.title, {})
-                change = report.score_blocks(changes.get(run["name"], {})).get(shown.title, {})
+                block = report.score_blocks(run["scores"]).get(scored_block.title, {})
+                change = report.score_blocks(changes.get(run["name"], {})).get(
+                    scored_block.title, {}
+                )
                 value, ci95 = block.get(metric.key), block.get("ci95", {}).get(metric.key)
                 cells.append({"value": value, "ci": ci95, "change": change.get(metric.key)})
-            if metric.listed and any(cell["value"] is not None for cell in cells):
+            if metric.in_tables and any(cell["value"] is not None for cell in cells):
                 is_main = metric.main or metric in extra
-                line = {"block": shown.title, "key": metric.key, "metric": metric}
+                line = {"block": scored_block.title, "key": metric.key, "metric": metric}
                 lines.append(line | {"main": is_main, "cells": cells})
     return lines
 
@@ -309,7 +311,7 @@ def reliability(result: Mapping[str, Any], extra: Sequence[Metric] = ()) -> list
     that a run at least has."""
     scores = [run["scores"] for run in result["runs"]]
     strict = [run["parse"]["strict"] for run in scores]
-    lines = [{"name": "answers in exactly the asked form", "values": strict}]
+    lines = [{"name": "answers in exactly the requested format", "values": strict}]
     for metric in of_kind(with_built_in(extra), "answers"):
         lines.append({"name": metric.label, "values": [run.get(metric.key) for run in scores]})
     return [line for line in lines if any(value is not None for value in line["values"])]
@@ -330,12 +332,12 @@ def verdict(change: Mapping[str, Any], metric: Metric | None = None) -> str:
 def markdown(result: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
     """The table for a paper or a README: a line for each run, per cent, differences to the first
     run with their intervals."""
-    shown = [row for row in rows(result, extra) if row["main"]]
-    titles = (f"{row['block']}: {row['metric'].label}" for row in shown)
-    head = ["run", *map(markdown_cell, titles), "asked form"]
+    main_rows = [row for row in rows(result, extra) if row["main"]]
+    titles = (f"{row['block']}: {row['metric'].label}" for row in main_rows)
+    head = ["run", *map(markdown_cell, titles), "requested format"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for i, run in enumerate(result["runs"]):
-        cells = [_markdown_cell(row["cells"][i], row["metric"]) for row in shown]
+        cells = [_markdown_cell(row["cells"][i], row["metric"]) for row in main_rows]
         strict = f"{100 * run['scores']['parse']['strict']:.1f}"
         lines.append("| " + " | ".join([markdown_cell(run["name"]), *cells, strict]) + " |")
     return "\n".join(lines) + "\n"
@@ -378,7 +380,7 @@ def write(
     atomic_write(output / f"{name}.md", markdown(result, extra))
     content = html.render(
         "compare.html.j2",
-        filters={"verdict": verdict, "said": _said, "color": _color},
+        filters={"verdict": verdict, "as_text": _as_text, "color": _color},
         result=result,
         title=title or f"{len(result['runs'])} runs on {result['benchmark']}",
         notes=notes,
@@ -416,7 +418,7 @@ def _color(change: Mapping[str, Any], metric: Metric) -> str:
     return {SAME: "same"}.get(verdict(change, metric), verdict(change, metric))
 
 
-def _said(value: object) -> str:
+def _as_text(value: object) -> str:
     """A setting as it would stand in YAML."""
     return json.dumps(value, ensure_ascii=False).replace('"', "")
 

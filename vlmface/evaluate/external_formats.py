@@ -24,7 +24,7 @@ from typing import Any
 from vlmface import answers, facs, label_spaces
 from vlmface.benchmarks import ATTRIBUTES, benchmark_names, load_benchmark
 from vlmface.data.adapters.fea20k import OTHER
-from vlmface.data.records import Record, canonical, check_choice, records, short_repr
+from vlmface.data.records import Record, check_choice, match_label, records, short_repr
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import metrics
@@ -40,7 +40,7 @@ EXPLLM_WORDS = (
     "Anger",
     "Contempt",
 )
-_SAMPLE = 200  # answers from which the form of a jsonl file is found
+_SAMPLE = 200  # answers from which the format of a jsonl file is found
 
 
 @dataclass(frozen=True)
@@ -64,36 +64,36 @@ class Item:
 
 @dataclass(frozen=True)
 class Answers:
-    """A file: its items, and the label space and answer form that they are read in."""
+    """A file: its items, and the label space and answer format that they are read in."""
 
     space: LabelSpace
-    form: str
+    format: str
     items: list[Item]
 
     def au_set(self, predictions: Sequence[Mapping[str, Any]]) -> list[int]:
         """The AUs to score: those that any item's truth lists or was coded for, and, where a truth
         does not list what was coded, those that an answer names: on a face whose AUs are known,
         another one is a false alarm. None if labels were asked."""
-        if not answers.has_rationale(self.form):
+        if not answers.has_rationale(self.format):
             return []
-        found: set[int] = set()
+        aus: set[int] = set()
         for item, prediction in zip(self.items, predictions, strict=True):
             if item.truth["aus"] is None:
                 continue
-            found.update(map(int, item.truth["aus"]))
+            aus.update(map(int, item.truth["aus"]))
             coded = item.truth["annotated_aus"]
-            found.update(prediction["aus"] if coded is None else coded)
-        return sorted(found)
+            aus.update(prediction["aus"] if coded is None else coded)
+        return sorted(aus)
 
 
 def parse_au_set(words: Sequence[str]) -> list[int]:
-    """The AUs of `--au_set`: numbers or names of AUs, or the name of a benchmark, whose set it is.
+    """The AUs of `--au-set`: numbers or names of AUs, or the name of a benchmark, whose set it is.
     Raises UserError."""
     if len(words) == 1 and words[0] in benchmark_names():
         benchmark = load_benchmark(words[0])
         if not benchmark.au_set:
             raise UserError(
-                f"--au_set {words[0]}: that benchmark scores no action units: list their numbers"
+                f"--au-set {words[0]}: that benchmark scores no action units: list their numbers"
             )
         return list(benchmark.au_set)
     return sorted({facs.parse_name(part) for word in words for part in word.split(",") if part})
@@ -108,20 +108,20 @@ def read(
     is not as the format says, for ids that occur twice, and for labels outside the space.
     """
     check_choice("format", format, tuple(FORMATS))
-    found = records(
+    file_records = records(
         path,
         lines=True if format == "jsonl" else None,
         within="inference_results" if format == "facial-r1" else None,
     )
-    if not found:
+    if not file_records:
         raise UserError(f"{path} holds no answers: give the file that the model's run wrote")
-    space = label_spaces.space(label_space or _default_space(format, found))
-    if space.several:
+    space = label_spaces.space(label_space or _default_space(format, file_records))
+    if space.multi_label:
         raise UserError(
             f"files of other systems are read for one label a face, but {space.id} has several: "
             "use eval/run.py with the model"
         )
-    form, items = FORMATS[format](found, space)
+    answer_format, items = FORMATS[format](file_records, space)
     if au_set and format == "facial-r1":  # which guesses them from what is listed
         for item in items:
             item.truth["annotated_aus"] = None
@@ -135,24 +135,26 @@ def read(
         places[item.id] = item.where
     if all(true_label(item, space) is None and item.truth["aus"] is None for item in items):
         raise UserError(f"{path}: no item has a true label or AUs, so nothing can be scored")
-    return Answers(space, form, items)
+    return Answers(space, answer_format, items)
 
 
-def predictions(found: Answers) -> list[dict[str, Any]]:
+def predictions(file_answers: Answers) -> list[dict[str, Any]]:
     """The lines of predictions.jsonl, in order."""
-    return [_prediction(item, found) for item in found.items]
+    return [_prediction(item, file_answers) for item in file_answers.items]
 
 
-def _prediction(item: Item, found: Answers) -> dict[str, Any]:
+def _prediction(item: Item, file_answers: Answers) -> dict[str, Any]:
     answer = answers.Answer(None, (), "none", "")
     if not item.empty:
-        answer = answers.parse(item.text, asked(found.space, item.words), found.form)
+        answer = answers.parse(
+            item.text, space_in_words(file_answers.space, item.words), file_answers.format
+        )
     return {
         "id": item.id,
         "image": item.image,
         "truth": item.truth,
         "text": item.text,
-        "label": found.space.canonical(answer.label) if answer.label else None,
+        "label": file_answers.space.match(answer.label) if answer.label else None,
         "status": answer.status,
         "aus": list(answer.aus),
         "probabilities": None,
@@ -161,12 +163,12 @@ def _prediction(item: Item, found: Answers) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1000)
-def asked(space: LabelSpace, words: tuple[str, ...]) -> LabelSpace:
+def space_in_words(space: LabelSpace, words: tuple[str, ...]) -> LabelSpace:
     """The labels of a space that `words` name, in these words: what an answer may be, letter by
     letter, if they were given to the model. Other words for these labels remain aliases."""
     if not words:
         return space
-    word_of = {space.canonical(word): word for word in words}
+    word_of = {space.match(word): word for word in words}
     aliases = {alias: word_of[label] for alias, label in space.index.items() if label in word_of}
     return LabelSpace(space.id, space.field, words, aliases, space.source)
 
@@ -174,11 +176,11 @@ def asked(space: LabelSpace, words: tuple[str, ...]) -> LabelSpace:
 # --- formats --------------------------------------------------------------------------------------
 
 
-def _ferbench(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
+def _ferbench(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
     items = []
-    for record in found:
+    for record in file_records:
         candidates = tuple(record.texts("candidate_labels"))
-        if lacking := [word for word in candidates if canonical(space, word) is None]:
+        if lacking := [word for word in candidates if match_label(space, word) is None]:
             record.refuse("candidate_labels", f"labels of {space.id}, which {lacking[0]!r} is not")
         label = record.text("true_label")
         if label not in candidates:
@@ -189,7 +191,7 @@ def _ferbench(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Ite
                 record.where,
                 f"ferbench-{_stem(record, 'image_path').lstrip('/')}",
                 path,
-                _truth(space, canonical(space, label)),
+                _truth(space, match_label(space, label)),
                 *_answer(record, "model_response"),
                 candidates,
             )
@@ -197,15 +199,15 @@ def _ferbench(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Ite
     return "think_answer", items
 
 
-def _facial_r1(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
+def _facial_r1(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
     """AUs that no item of a data set lists were not coded there; in a set that lists AUs, an item
     that does not list one of them does not show it, as in Facial-R1's own scores."""
     items, coded = [], dict[str, set[int]]()
-    listed = [_facial_r1_truth(record, space) for record in found]
-    sources = [record.optional("dataset") or "" for record in found]
-    for source, (units, _) in zip(sources, listed, strict=True):
+    truths = [_facial_r1_truth(record, space) for record in file_records]
+    sources = [record.optional("dataset") or "" for record in file_records]
+    for source, (units, _) in zip(sources, truths, strict=True):
         coded.setdefault(source, set()).update(units)
-    for record, source, (units, label) in zip(found, sources, listed, strict=True):
+    for record, source, (units, label) in zip(file_records, sources, truths, strict=True):
         truth = _truth(space, label)
         if coded[source]:
             truth["aus"] = {str(unit): None for unit in sorted(units)}
@@ -220,8 +222,8 @@ def _facial_r1(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[It
 
 def _facial_r1_truth(record: Record, space: LabelSpace) -> tuple[set[int], str | None]:
     """The true AUs and the true label, None if there is not just one of the space."""
-    given = {"gt_AUs", "gt_labels"} & set(record.fields)
-    units, labels = ("gt_AUs", "gt_labels") if given else ("AUs", "labels")
+    truth_keys = {"gt_AUs", "gt_labels"} & set(record.fields)
+    units, labels = ("gt_AUs", "gt_labels") if truth_keys else ("AUs", "labels")
     if not {units, labels} & set(record.fields):
         record.refuse("gt_labels", "true labels, or 'gt_AUs' beside it")
     words = [
@@ -234,11 +236,13 @@ def _facial_r1_truth(record: Record, space: LabelSpace) -> tuple[set[int], str |
     )
 
 
-def _expllm(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
-    named = {space.canonical(word): word for word in EXPLLM_WORDS}
-    words = tuple(named[label] for label in space.labels) if set(space.labels) <= set(named) else ()
-    items, forms = [], dict[str, str]()
-    for record in found:
+def _expllm(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
+    word_of = {space.match(word): word for word in EXPLLM_WORDS}
+    words = (
+        tuple(word_of[label] for label in space.labels) if set(space.labels) <= set(word_of) else ()
+    )
+    items, first_of_format = [], dict[str, str]()
+    for record in file_records:
         if "task" in record.fields or "pred" in record.fields:
             task = record.optional("task") or "emo_estim"
             if task not in ("emo_estim", "emo_analysis"):
@@ -250,8 +254,8 @@ def _expllm(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]
         name = "gt" if task == "emo_estim" else "gt_emo" if record.has("gt_emo") else "emo"
         if task == "emo_analysis" and not record.has(name):
             record.refuse(name, "the true label: 'gt' of this task is a text")
-        form = "label" if task == "emo_estim" else "three_part"
-        forms.setdefault(form, record.where)
+        answer_format = "label" if task == "emo_estim" else "three_part"
+        first_of_format.setdefault(answer_format, record.where)
         items.append(
             Item(
                 record.where,
@@ -259,20 +263,21 @@ def _expllm(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]
                 record.text(image),
                 _truth(space, _word(record, name, space)),
                 *_answer(record, text),
-                words if form == "label" else (),
+                words if answer_format == "label" else (),
             )
         )
-    if len(forms) > 1:
+    if len(first_of_format) > 1:
         raise UserError(
-            f"{forms['label']} holds a label and {forms['three_part']} a description: they are "
+            f"{first_of_format['label']} holds a label and {first_of_format['three_part']} a "
+            "description: they are "
             "answers to two questions; score them in files of their own"
         )
-    return next(iter(forms)), items
+    return next(iter(first_of_format)), items
 
 
-def _jsonl(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
+def _jsonl(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
     items = []
-    for record in found:
+    for record in file_records:
         if isinstance(record.fields.get("truth"), str):
             truth = _truth(space, _word(record, "truth", space))
         else:
@@ -281,7 +286,7 @@ def _jsonl(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]
         image = image if isinstance(image, str) else None
         answer = _answer(record, "text")
         items.append(Item(record.where, record.word("id"), image, truth, *answer))
-    return _form(items, space), items
+    return _detect_format(items, space), items
 
 
 Reader = Callable[[Sequence[Record], LabelSpace], tuple[str, list[Item]]]
@@ -293,22 +298,22 @@ FORMATS: dict[str, Reader] = {
 }
 
 
-def _default_space(format: str, found: Iterable[Record]) -> str:
+def _default_space(format: str, file_records: Iterable[Record]) -> str:
     if format != "ferbench":
         return "emotion8"
-    words = {word.lower() for record in found for word in record.texts("candidate_labels")}
+    words = {word.lower() for record in file_records for word in record.texts("candidate_labels")}
     return "emotion8" if "contempt" in words else "emotion7"
 
 
-def _form(items: Iterable[Item], space: LabelSpace) -> str:
-    """The form that most of the first answers follow, in whatever letters their labels are, as the
-    file does not say what was asked. It decides which answers are strict, and that AUs are not
+def _detect_format(items: Iterable[Item], space: LabelSpace) -> str:
+    """The format that most of the first answers follow, in whatever letters their labels are, as
+    the file does not say what was asked. It decides which answers are strict, and that AUs are not
     scored where labels were asked."""
     texts = [item.text for item in items if not item.empty][:_SAMPLE]
     follow = {
-        form: sum(answers.matches_format(text, space, form) for text in texts)
-        for form in answers.FORMATS
-        if form not in answers.MULTI_LABEL_FORMATS
+        answer_format: sum(answers.matches_format(text, space, answer_format) for text in texts)
+        for answer_format in answers.FORMATS
+        if answer_format not in answers.MULTI_LABEL_FORMATS
     }
     return max(follow, key=follow.__getitem__)
 
@@ -336,7 +341,7 @@ def _stem(record: Record, name: str) -> str:
 
 def _word(record: Record, name: str, space: LabelSpace) -> str:
     """The label of the space that a field names."""
-    label = canonical(space, record.text(name))
+    label = match_label(space, record.text(name))
     if label is None:
         record.refuse(
             name, f"one of {', '.join(space.labels)} ({space.id}; --label_space names another)"
@@ -369,10 +374,10 @@ def _annotation(record: Record, space: LabelSpace) -> dict[str, Any]:
     if not isinstance(fields, dict):
         record.refuse("truth", 'a label, or {"emotion": "fear", "aus": [1, 4]}')
     inner = Record(f"{record.where}, truth", fields)
-    given = fields.get("attributes") or {}
-    if not isinstance(given, dict):
+    attributes = fields.get("attributes") or {}
+    if not isinstance(attributes, dict):
         inner.refuse("attributes", '{"gender": "female", ...}')
-    about = Record(inner.where, given)
+    about = Record(inner.where, attributes)
     truth = _truth(space, None)
     truth["attributes"] |= {name: about.optional(name) for name in ATTRIBUTES}
     holder, name = (inner, "emotion") if space.field == "emotion" else (about, space.field)
@@ -385,8 +390,8 @@ def _annotation(record: Record, space: LabelSpace) -> dict[str, Any]:
     annotated = None
     if inner.has("annotated_aus"):
         annotated = sorted(set(_units(inner, "annotated_aus")))
-        if beside := [int(au) for au in present if int(au) not in annotated]:
-            inner.refuse("annotated_aus", f"all AUs of 'aus', {facs.name(beside[0])} too")
+        if unannotated := [int(au) for au in present if int(au) not in annotated]:
+            inner.refuse("annotated_aus", f"all AUs of 'aus', {facs.name(unannotated[0])} too")
     return truth | {"aus": present, "annotated_aus": annotated}
 
 

@@ -1,13 +1,16 @@
-"""Does the answer rest on what it says it rests on? Pairs of rendered faces that differ in one
-thing (`vlmface.synth.counterfactual_pairs`) show it: everything about both faces is known.
+"""Whether answers depend on the evidence that they name.
 
-follows     one action unit comes or goes: is it named where it is, not named where it is not, and
-            does the label change where EMFACS says that it should, and only there?
-stays       age, gender, ancestry, light, background or pose change: does the label stay? And
-            is any label said more often of one group than of another, of the same expressions?
-rests       does the label agree with the AUs that the model itself names, and does it change when
-            the rationale before it is exchanged for another face's (Lanham et al. 2023,
-            arXiv:2307.13702, do so with chains of thought)?
+The test uses pairs of rendered faces that differ in one property
+(`vlmface.synth.counterfactual_pairs`), so that everything about both faces is known.
+
+sensitivity  one action unit is added or removed: is it named only where it is, and does the label
+             change where EMFACS says that it should, and only there?
+invariance   age, gender, ancestry, light, background or pose change: does the label stay? And is
+             any label predicted more often for one group than for another with the same
+             expressions?
+reliance     does the label agree with the AUs that the model itself names, and does it change when
+             the rationale before it is replaced by that of another face (Lanham et al. 2023,
+             arXiv:2307.13702, do so with chains of thought)?
 """
 
 from __future__ import annotations
@@ -71,7 +74,7 @@ class Settings(Checked):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PairPredictions:
     """A pair and what was said of its faces."""
 
     pair: counterfactual_pairs.Pair
@@ -87,7 +90,7 @@ class Asked:
         return self.before.answer.label != self.after.answer.label
 
 
-def ask(predictor: LocalModel, settings: Settings) -> dict[str, list[Asked]]:
+def predict_pairs(predictor: LocalModel, settings: Settings) -> dict[str, list[PairPredictions]]:
     """{kind: the pairs with what was said}. The first face of a pair is the same in all kinds and
     is asked about once."""
     from tqdm import tqdm
@@ -102,7 +105,7 @@ def ask(predictor: LocalModel, settings: Settings) -> dict[str, list[Asked]]:
             bar.update(len(part))
         return predictions
 
-    answered: dict[str, list[Asked]] = {}
+    results: dict[str, list[PairPredictions]] = {}
     bases: list[FaceSample] = []
     first: list[Prediction] = []
     total = settings.n * (1 + len(counterfactual_pairs.KINDS))
@@ -119,11 +122,13 @@ def ask(predictor: LocalModel, settings: Settings) -> dict[str, list[Asked]]:
             bases = bases or [pair.base for pair in pairs]
             first = first or predict([base.image for base in bases])
             second = predict([pair.changed.image for pair in pairs])
-            answered[kind] = [Asked(*entry) for entry in zip(pairs, first, second, strict=True)]
-    return answered
+            results[kind] = [
+                PairPredictions(*entry) for entry in zip(pairs, first, second, strict=True)
+            ]
+    return results
 
 
-def follows(answered: Sequence[Asked]) -> dict[str, Any]:
+def sensitivity(results: Sequence[PairPredictions]) -> dict[str, Any]:
     """What one AU more or less changes.
 
     {"n", "named": the share of faces that the AU is named of, "where_present", "where_absent" and
@@ -134,24 +139,24 @@ def follows(answered: Sequence[Asked]) -> dict[str, Any]:
     """
     present, absent, others, subjects = [], [], [], []
     per_au: dict[int, list[tuple[bool, bool]]] = {}
-    for item in answered:
+    for item in results:
         au = item.pair.detail["au"]
         with_it, without = item.after, item.before
         if item.pair.detail["change"] == "removed":
             with_it, without = without, with_it
-        named = au in with_it.answer.aus, au in without.answer.aus
-        present.append(named[0])
-        absent.append(named[1])
-        per_au.setdefault(au, []).append(named)
+        is_named = au in with_it.answer.aus, au in without.answer.aus
+        present.append(is_named[0])
+        absent.append(is_named[1])
+        per_au.setdefault(au, []).append(is_named)
         difference = set(item.before.answer.aus) ^ set(item.after.answer.aus)
         others.append(len(difference - {au}))
         subjects.append(item.person)
-    should = [item for item in answered if item.pair.detail["label_changed"]]
-    should_not = [item for item in answered if not item.pair.detail["label_changed"]]
+    should = [item for item in results if item.pair.detail["label_changed"]]
+    should_not = [item for item in results if not item.pair.detail["label_changed"]]
     # Only pairs whose first label the model had right can come from the one label to the other.
     right = [item for item in should if item.before.answer.label == item.pair.base.emotion]
     return {
-        "n": len(answered),
+        "n": len(results),
         "named": {
             "where_present": mean(present, subjects),
             "where_absent": mean(absent, subjects),
@@ -160,11 +165,11 @@ def follows(answered: Sequence[Asked]) -> dict[str, Any]:
         "others": mean(others, subjects),
         "per_au": {
             facs.name(au): {
-                "n": len(named),
-                "where_present": float(np.mean([a for a, _ in named])),
-                "where_absent": float(np.mean([b for _, b in named])),
+                "n": len(is_named),
+                "where_present": float(np.mean([a for a, _ in is_named])),
+                "where_absent": float(np.mean([b for _, b in is_named])),
             }
-            for au, named in sorted(per_au.items())
+            for au, is_named in sorted(per_au.items())
         },
         "label": {
             "should": _flips(should),
@@ -174,23 +179,23 @@ def follows(answered: Sequence[Asked]) -> dict[str, Any]:
     }
 
 
-def stays(answered: Sequence[Asked]) -> dict[str, Any]:
+def invariance(results: Sequence[PairPredictions]) -> dict[str, Any]:
     """What a change that shows no other expression changes nevertheless: {"n", "flips": the share
     of pairs whose label changes, "aus": how many AUs are named of one face of the pair only, in the
     mean, "valid": the share of readable answers before and after}."""
-    subjects = [item.person for item in answered]
-    differing = [len(set(item.before.answer.aus) ^ set(item.after.answer.aus)) for item in answered]
+    subjects = [item.person for item in results]
+    differing = [len(set(item.before.answer.aus) ^ set(item.after.answer.aus)) for item in results]
     return {
-        **_flips(answered),
+        **_flips(results),
         "aus": mean(differing, subjects),
         "valid": [
             float(np.mean([prediction.answer.label is not None for prediction in side]))
-            for side in zip(*((item.before, item.after) for item in answered), strict=True)
+            for side in zip(*((item.before, item.after) for item in results), strict=True)
         ],
     }
 
 
-def shifts(answered: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str, Any]:
+def shifts(results: Sequence[PairPredictions], kind: str, labels: Sequence[str]) -> dict[str, Any]:
     """Whether a label is said more often of one group: {"groups": {group: {label: {"n", "value",
     "ci95"}}}, "found": [{"group", "label", "value", "ci95"}, ...]}.
 
@@ -200,16 +205,16 @@ def shifts(answered: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[
     of many tries.
     """
     field = GROUPS[kind]
-    faces = [face for item in answered for face in (item.pair.base, item.pair.changed)]
+    faces = [face for item in results for face in (item.pair.base, item.pair.changed)]
     words = sorted({getattr(face, field) for face in faces})
     level = 1 - (1 - LEVEL) / (len(words) * len(labels))
     groups: dict[str, dict[str, Any]] = {}
     shifted = []
     for word in words:
-        paired_sides = [_sides(item, field, word) for item in answered]
+        paired_sides = [_sides(item, field, word) for item in results]
         pairs = [
             (item, sides)
-            for item, sides in zip(answered, paired_sides, strict=True)
+            for item, sides in zip(results, paired_sides, strict=True)
             if sides is not None
         ]
         if len(pairs) < _MIN_PAIRS:
@@ -226,10 +231,10 @@ def shifts(answered: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[
             if shift["ci95"] is not None and not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
                 shifted.append({"group": word, "label": label} | shift)
     shifted.sort(key=lambda item: -abs(item["value"]))
-    return {"groups": groups, "found": shifted}
+    return {"groups": groups, "significant": shifted}
 
 
-def _sides(item: Asked, field: str, word: str) -> tuple[Prediction, Prediction] | None:
+def _sides(item: PairPredictions, field: str, word: str) -> tuple[Prediction, Prediction] | None:
     """What was said of the pair's face that belongs to the group, and of the one that does not;
     None if both do, or neither."""
     belong = [getattr(face, field) == word for face in (item.pair.base, item.pair.changed)]
@@ -238,24 +243,27 @@ def _sides(item: Asked, field: str, word: str) -> tuple[Prediction, Prediction] 
     return (item.before, item.after) if belong[0] else (item.after, item.before)
 
 
-def rests(predictor: LocalModel, answered: Sequence[Asked], batch_size: int) -> dict[str, Any]:
+def reliance(
+    predictor: LocalModel, results: Sequence[PairPredictions], batch_size: int
+) -> dict[str, Any]:
     """Whether the label hangs on the rationale: {"n", "consistent": the share of answers whose own
     AUs support their label; "own", "foreign", "none": the label that is likeliest behind the
     model's own rationale, behind that of another face whose label was another one, and behind none:
     the share that keep the label, and of "foreign" those that take the other face's}. {} if the
     prompt asks for no rationale."""
-    if not predictor.prompt.reasons:
+    if not predictor.prompt.has_rationale:
         return {}
-    known = [item for item in answered if item.before.answer.label is not None]
-    labels = [item.before.answer.label for item in known]
+    labelled = [item for item in results if item.before.answer.label is not None]
+    labels = [item.before.answer.label for item in labelled]
     if len(set(labels)) < 2:
         return {}
-    subjects = [item.person for item in known]
+    subjects = [item.person for item in labelled]
     donors = [
-        next(j for j in _after(i, len(known)) if labels[j] != labels[i]) for i in range(len(known))
+        next(j for j in _after(i, len(labelled)) if labels[j] != labels[i])
+        for i in range(len(labelled))
     ]
-    images = [item.pair.base.image for item in known]
-    texts = [item.before.answer.rationale for item in known]
+    images = [item.pair.base.image for item in labelled]
+    texts = [item.before.answer.rationale for item in labelled]
     likeliest = {
         name: [
             max(scores.log_likelihood, key=scores.log_likelihood.__getitem__)
@@ -264,14 +272,14 @@ def rests(predictor: LocalModel, answered: Sequence[Asked], batch_size: int) -> 
         for name, rationales in (
             ("own", texts),
             ("foreign", [texts[j] for j in donors]),
-            ("none", [""] * len(known)),
+            ("none", [""] * len(labelled)),
         )
     }
     consistent = [
-        facs.supports(item.before.answer.aus, str(item.before.answer.label)) for item in known
+        facs.supports(item.before.answer.aus, str(item.before.answer.label)) for item in labelled
     ]
     return {
-        "n": len(known),
+        "n": len(labelled),
         "consistent": mean(consistent, subjects),
         **{
             name: {"keeps": mean([a == b for a, b in zip(likely, labels, strict=True)], subjects)}
@@ -288,39 +296,39 @@ def _after(i: int, count: int) -> list[int]:
     return [(i + step) % count for step in range(1, count)]
 
 
-def _flips(answered: Sequence[Asked]) -> dict[str, Any]:
-    return {"n": len(answered), "flips": _share(answered, lambda item: item.flipped)}
+def _flips(results: Sequence[PairPredictions]) -> dict[str, Any]:
+    return {"n": len(results), "flips": _share(results, lambda item: item.flipped)}
 
 
-def _share(answered: Sequence[Asked], holds: Any) -> dict[str, Any] | None:
-    if not answered:
+def _share(results: Sequence[PairPredictions], holds: Any) -> dict[str, Any] | None:
+    if not results:
         return None
-    return mean([holds(item) for item in answered], [item.person for item in answered])
+    return mean([holds(item) for item in results], [item.person for item in results])
 
 
 def measure(predictor: LocalModel, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({"n", "follows", "stays", "shifts", "rests"}, ready for JSON; the pairs as asked). What is
-    about AUs is left out where the prompt asks for a label alone."""
+    """({"n", "sensitivity", "invariance", "shifts", "reliance"}, ready for JSON; the pairs with
+    predictions). What is about AUs is left out where the prompt asks for a label alone."""
     space = predictor.prompt.space
     if space.field != "emotion":
         raise UserError(
             f"prompt {predictor.prompt.id} asks for {space.field}: pairs of faces are about the "
             "emotion; choose a prompt that asks for it"
         )
-    answered = ask(predictor, settings)
-    following = follows(answered["au"])
-    staying = {kind: stays(pairs) for kind, pairs in answered.items() if kind != "au"}
-    if not predictor.prompt.reasons:  # whose answers have no place for AUs
+    results = predict_pairs(predictor, settings)
+    following = sensitivity(results["au"])
+    staying = {kind: invariance(pairs) for kind, pairs in results.items() if kind != "au"}
+    if not predictor.prompt.has_rationale:  # whose answers have no place for AUs
         following = {"n": following["n"], "label": following["label"]}
         for figures in staying.values():
             del figures["aus"]
     return {
         "n": settings.n,
-        "follows": following,
-        "stays": staying,
-        "shifts": {kind: shifts(answered[kind], kind, space.labels) for kind in GROUPS},
-        "rests": rests(predictor, answered["au"], settings.batch_size),
-    }, answered
+        "sensitivity": following,
+        "invariance": staying,
+        "shifts": {kind: shifts(results[kind], kind, space.labels) for kind in GROUPS},
+        "reliance": reliance(predictor, results["au"], settings.batch_size),
+    }, results
 
 
 # --- what people read -----------------------------------------------------------------------------
@@ -328,18 +336,18 @@ def measure(predictor: LocalModel, settings: Settings) -> tuple[dict[str, Any], 
 
 def write(
     figures: Mapping[str, Any],
-    answered: Mapping[str, Sequence[Asked]],
+    results: Mapping[str, Sequence[PairPredictions]],
     about: Mapping[str, Any],
     output: Path,
 ) -> Path:
     """Write faithfulness.json and faithfulness.html into `output`; returns the page."""
-    result = {"schema": 1, **about, **figures}
+    result = {"schema": 2, **about, **figures}
     atomic_write(output / "faithfulness.json", json.dumps(result, indent=2) + "\n")
     content = html.render(
         "faithfulness.html.j2",
         result=result,
         name=Path(str(about["model"])).name,
-        examples={kind: _examples(kind, pairs) for kind, pairs in answered.items()},
+        examples={kind: _examples(kind, pairs) for kind, pairs in results.items()},
         au_names={facs.name(au): facs.AUS[au].name for au in facs.SYNTH_AUS},
         when=html.stamp(),
     )
@@ -348,13 +356,13 @@ def write(
     return path
 
 
-def _examples(kind: str, answered: Sequence[Asked]) -> list[dict[str, Any]]:
+def _examples(kind: str, results: Sequence[PairPredictions]) -> list[dict[str, Any]]:
     """Pairs to look at, the first of those that went wrong: the label did not do what it should."""
 
-    def wrong(item: Asked) -> bool:
+    def wrong(item: PairPredictions) -> bool:
         return item.flipped != bool(kind == "au" and item.pair.detail["label_changed"])
 
-    chosen = [item for item in answered if wrong(item)][:EXAMPLES]
+    examples = [item for item in results if wrong(item)][:EXAMPLES]
     return [
         {
             "change": _change(item.pair),
@@ -372,7 +380,7 @@ def _examples(kind: str, answered: Sequence[Asked]) -> list[dict[str, Any]]:
                 )
             ],
         }
-        for item in chosen
+        for item in examples
     ]
 
 
@@ -387,31 +395,33 @@ def _change(pair: counterfactual_pairs.Pair) -> str:
 
 def summary(figures: Mapping[str, Any]) -> str:
     """What was found, a few lines for people."""
-    named, label = figures["follows"].get("named"), figures["follows"]["label"]
+    au_shares, label = figures["sensitivity"].get("named"), figures["sensitivity"]["label"]
     lines = []
-    if named:
+    if au_shares:
         lines.append(
-            f"an action unit is named of {_pct(named['where_present'])} of the faces that show it "
-            f"and of {_pct(named['where_absent'])} of the same faces without it"
+            f"an action unit is named of {_pct(au_shares['where_present'])} of the faces that show "
+            f"it and of {_pct(au_shares['where_absent'])} of the same faces without it"
         )
     if label["should"]["flips"] and label["should_not"]["flips"]:
         lines.append(
             f"one action unit changes the label of {_pct(label['should']['flips'])} where it "
             f"should and of {_pct(label['should_not']['flips'])} where it should not"
         )
-    kept = ", ".join(f"{kind} {_pct(entry['flips'])}" for kind, entry in figures["stays"].items())
-    lines.append(f"labels that change with nothing but the {kept}")
+    unchanged = ", ".join(
+        f"{kind} {_pct(entry['flips'])}" for kind, entry in figures["invariance"].items()
+    )
+    lines.append(f"labels that change with nothing but the {unchanged}")
     for kind, entry in figures["shifts"].items():
-        lines += [f"{kind}: {_shift(shift)}" for shift in entry["found"]]
-        if not entry["found"]:
+        lines += [f"{kind}: {_shift(shift)}" for shift in entry["significant"]]
+        if not entry["significant"]:
             lines.append(
                 f"{kind}: no group gets any label more often, as far as {figures['n']} "
                 "pairs can show"
             )
-    if rests := figures["rests"]:
+    if reliance := figures["reliance"]:
         lines.append(
-            f"behind another face's rationale {_pct(rests['takes_foreign'])} take its label, "
-            f"{_pct(rests['foreign']['keeps'])} keep their own"
+            f"behind another face's rationale {_pct(reliance['takes_foreign'])} take its label, "
+            f"{_pct(reliance['foreign']['keeps'])} keep their own"
         )
     return "\n".join(lines)
 
@@ -439,14 +449,14 @@ def run(settings: Settings) -> dict[str, Any]:
     predictor = LocalModel.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
-    figures, answered = measure(predictor, settings)
+    figures, results = measure(predictor, settings)
     about = {
         "model": settings.model,
         "prompt": {"id": predictor.prompt.id, "sha": predictor.prompt.sha},
         "split": settings.split,
         "seed": settings.seed,
     }
-    path = write(figures, answered, about, out)
+    path = write(figures, results, about, out)
     print(summary(figures))
     print(f"page: {path}")
     return figures
@@ -455,7 +465,7 @@ def run(settings: Settings) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--n FACES] [--output_dir DIR] ...`"""
     distributed.check_alone("eval/faithfulness.py")
-    settings = config.from_words(
+    settings = config.parse_args(
         Settings, argv, usage=f"python eval/faithfulness.py {main.__doc__}"
     )
     run(settings)

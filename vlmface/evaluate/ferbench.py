@@ -55,7 +55,7 @@ class Reading:
 
     word: str | None
     step: str
-    found: str = ""
+    matched_text: str = ""
 
 
 def synonyms(candidates: Sequence[str]) -> dict[str, list[str]]:
@@ -63,11 +63,13 @@ def synonyms(candidates: Sequence[str]) -> dict[str, list[str]]:
     and SFEW adjectives; AffectNet and FERPlus with contempt."""
     adjectives = "angry" in candidates
     table = _ADJECTIVES if adjectives else _NOUNS
-    found = {word: table[word].split() for word in _ORDER if word in table and word in candidates}
+    words_of = {
+        word: table[word].split() for word in _ORDER if word in table and word in candidates
+    }
     if adjectives != ("contempt" in candidates):  # AffectNet and SFEW
-        for word in found.keys() & {"anger", "angry"}:
-            found[word].append("mad")
-    return found
+        for word in words_of.keys() & {"anger", "angry"}:
+            words_of[word].append("mad")
+    return words_of
 
 
 def read(response: str, candidates: Sequence[str]) -> Reading:
@@ -127,7 +129,7 @@ def compare(
     different = []
     for row, words, error in zip(rows, candidates, failed, strict=True):
         reading = Reading(None, "dropped") if error else read(row["text"], words)
-        label = space.canonical(reading.word) if reading.word else None
+        label = space.match(reading.word) if reading.word else None
         ours, true = metrics.answer(row), metrics.truth(row, space)
         hits[reading.step] += 1
         hits["right"] += label == true
@@ -164,7 +166,7 @@ def table(different: Sequence[Mapping[str, Any]]) -> str:
     width = max(map(len, order), default=0)
     lines = [f"{'why':<{width}}  items  only FERBench right  only ours right  neither"]
     for kind in order:
-        theirs, ours, no = (counts[kind, who] for who in ("ferbench", "ours", "neither"))
+        theirs, ours, no = (counts[kind, reader] for reader in ("ferbench", "ours", "neither"))
         lines.append(f"{kind:<{width}}  {theirs + ours + no:>5}  {theirs:>19}  {ours:>15}  {no:>7}")
     return "\n".join(lines)
 
@@ -178,44 +180,44 @@ def _reason(
     row: metrics.Row, reading: Reading, candidates: Sequence[str], space: LabelSpace
 ) -> str:
     """Why FERBench's rule reads a row differently, as "kind" or "kind: the words it is about"."""
-    text, found = row["text"], reading.found
+    text, matched = row["text"], reading.matched_text
     if reading.step == "dropped":
         return "error dropped from the denominator"
     if reading.word is None:
         return f"did not know the word: {_alias(text, row['label'], space)}"
-    thought, answers, rest = split_tags(text)
+    thought, answers, outside_tags = split_tags(text)
     first = first_answer(text) if reading.step == "answer" else None
     searched = text.lower() if first is None else first
-    words = [word for word in _WORD.findall(searched) if found in word]
-    outside = " ".join([*answers, rest]).lower()
-    if first is None and found in thought.lower() and found not in outside:
-        return f"searched the reasoning: {words[0] if words else found}"
+    words = [word for word in _WORD.findall(searched) if matched in word]
+    outside = " ".join([*answers, outside_tags]).lower()
+    if first is None and matched in thought.lower() and matched not in outside:
+        return f"searched the reasoning: {words[0] if words else matched}"
     if row["status"] == "refused":
-        return f"took a refusal for an answer: {found}"
+        return f"took a refusal for an answer: {matched}"
     if first is not None and sum(bool(answer.strip()) for answer in answers) > 1:
         return "several answers, took the first"
     if reading.step == "synonym":
-        inside = f", inside {words[0]}" if words and found not in words else ""
-        return f"synonym: {found}{inside}"
-    label = space.canonical(reading.word)
-    if words and not any(word == found or space.canonical(word) == label for word in words):
+        inside = f", inside {words[0]}" if words and matched not in words else ""
+        return f"synonym: {matched}{inside}"
+    label = space.match(reading.word)
+    if words and not any(word == matched or space.match(word) == label for word in words):
         return f"substring: {words[0]}"
-    if len({space.canonical(word) for word in candidates if word.lower() in searched}) > 1:
+    if len({space.match(word) for word in candidates if word.lower() in searched}) > 1:
         return "several candidates, took the first of the list"
-    if negation := _negation(found).search(searched):
+    if negation := _negation(matched).search(searched):
         return f"passed over a negation: {' '.join(negation[0].split())}"
-    return f"mentioned, not stated: {found}"
+    return f"mentioned, not stated: {matched}"
 
 
-def _negation(found: str) -> re.Pattern[str]:
+def _negation(word: str) -> re.Pattern[str]:
     return re.compile(
         r"(?:\b(?:not|no|never|neither|nor|without|hardly)|\w{2,6}n['\u2019]t)"
-        rf"\s+(?:\w+\s+){{0,3}}{re.escape(found)}"
+        rf"\s+(?:\w+\s+){{0,3}}{re.escape(word)}"
     )
 
 
 def _alias(text: str, label: str, space: LabelSpace) -> str:
     """The word of the text for which we read this label."""
     padded = f" {normalise(text)} "
-    known = (word for word, meant in space.index.items() if meant == label)
-    return next((word for word in known if f" {word} " in padded), label)
+    aliases = (word for word, alias_label in space.index.items() if alias_label == label)
+    return next((word for word in aliases if f" {word} " in padded), label)

@@ -120,8 +120,8 @@ def _faces_of(run_dir: Path, runs: Mapping[str, Any], images: Mapping[str, Any])
 
 def _published(published: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> dict[str, Any]:
     """The table of published results, and the metrics of its columns."""
-    named = tables.by_published_name(metrics)
-    shown = [named[key] for key in tables.columns(published, metrics)]
+    metric_of = tables.by_published_name(metrics)
+    columns = [metric_of[key] for key in tables.columns(published, metrics)]
     return {
         "published": [
             {
@@ -132,12 +132,12 @@ def _published(published: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]
                         "value": row["scores"].get(metric.published),
                         "ci": row["ci95"].get(metric.published),
                     }
-                    for metric in shown
+                    for metric in columns
                 ],
             }
             for row in published
         ],
-        "published_metrics": shown,
+        "published_metrics": columns,
     }
 
 
@@ -180,8 +180,8 @@ def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = []
     if base := manifest.get("base_model"):
         lines.append(("base model", f"{base['id']}, weights {base['sha']}"))
-    if policy := manifest.get("trainable"):
-        lines.append(("trained parts", ", ".join(f"{k}: {v}" for k, v in policy.items())))
+    if trainable := manifest.get("trainable"):
+        lines.append(("trained parts", ", ".join(f"{k}: {v}" for k, v in trainable.items())))
     if data := manifest.get("dataset"):
         facts = [f"{k} {v}" for k, v in data.items() if k not in ("name", "n") and v]
         lines.append(("training data", ", ".join([data["name"], f"{data['n']} faces", *facts])))
@@ -203,7 +203,7 @@ def _score_groups(
         lines = []
         for metric in of_kind(metrics, kind):
             cells = [_cell(run.get(title), metric) for run in blocks]
-            if metric.listed and any(cell["value"] is not None for cell in cells):
+            if metric.in_tables and any(cell["value"] is not None for cell in cells):
                 change = changes.get(title, {}).get(metric.key)
                 other = others.get(title, {}).get(metric.key)
                 lines.append(
@@ -229,7 +229,7 @@ def _reliability_group(runs: Mapping[str, Any], metrics: Sequence[Metric]) -> li
             for run in runs.values()
         ]
         cells = [{"value": source.get(metric.key), "ci": None} for source in sources]
-        if metric.listed and any(cell["value"] is not None for cell in cells):
+        if metric.in_tables and any(cell["value"] is not None for cell in cells):
             lines.append({"metric": metric, "cells": cells, "change": None, "baseline": None})
     return [{"title": "reliability", "lines": lines}] if lines else []
 
@@ -289,14 +289,14 @@ def _labels(runs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each of several labels a face, the commonest first: its support and, of each run, F1,
     precision, recall and AP as far as they are known."""
     tables = [(run.get("labels") or {}).get("per_label", {}) for run in runs.values()]
-    known = {label: entry["support"] for label, entry in tables[-1].items() if entry["support"]}
+    supports = {label: entry["support"] for label, entry in tables[-1].items() if entry["support"]}
     return [
         {
             "label": label,
-            "support": known[label],
+            "support": supports[label],
             "runs": [table.get(label, {}) for table in tables],
         }
-        for label in sorted(known, key=lambda label: -known[label])
+        for label in sorted(supports, key=lambda label: -supports[label])
     ]
 
 
@@ -396,7 +396,7 @@ def _faces(
     groups = []
     for right in (True, False):
         kind = [row for row in rows if _is_right(row, space_of(row), au_set) is right]
-        shown = _in_turn(
+        rows_shown = _in_turn(
             [row for row in kind if row["id"] in images],
             lambda row: _words(row, space_of(row))[0],
         )
@@ -411,7 +411,7 @@ def _faces(
                 "text": row["text"],
                 "before": before.get((row["id"], row.get("prompt")), {}).get("text"),
             }
-            for row in shown[:FACES]
+            for row in rows_shown[:FACES]
         ]
         groups.append({"right": right, "cards": cards, "of": len(kind)})
     return groups
@@ -419,8 +419,8 @@ def _faces(
 
 def _words(row: Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | None]:
     """(what is true, what was answered), several labels as one text in the order of the space."""
-    if space.several:
-        true, predicted = multilabel.true(row) or (), multilabel.said(row)
+    if space.multi_label:
+        true, predicted = multilabel.true_labels(row) or (), multilabel.predicted_labels(row)
         return join_labels(true) or None, join_labels(predicted) or None
     return scoring.truth(row, space), scoring.answer(row)
 
@@ -428,7 +428,7 @@ def _words(row: Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | 
 def _is_right(row: Row, space: label_spaces.LabelSpace, au_set: Sequence[int]) -> bool | None:
     """Whether the labels are right; without a true label, whether the AUs are; None if neither, or
     if nothing was said."""
-    if space.several and row.get("labels") is None:
+    if space.multi_label and row.get("labels") is None:
         return None
     label, predicted = _words(row, space)
     if label is not None:
@@ -456,14 +456,14 @@ def _chips(row: Row, au_set: Sequence[int]) -> list[dict[str, str]]:
     if (labels := scoring.true_aus(row, au_set)) is None:
         return []
     present, annotated = labels
-    named = set(row["aus"] or ()) & annotated
+    predicted = set(row["aus"] or ()) & annotated
     return [
         {
             "au": facs.name(au),
             "name": facs.AUS[au].name,
-            "kind": ("found" if au in named else "missed") if au in present else "extra",
+            "kind": ("found" if au in predicted else "missed") if au in present else "extra",
         }
-        for au in facs.top_down(present | named)
+        for au in facs.top_down(present | predicted)
     ]
 
 

@@ -14,7 +14,7 @@ from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.data.row_images import open_images, open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, corrupt
-from vlmface.evaluate.run import output_folder, score
+from vlmface.evaluate.run import compute_metrics, output_folder
 from vlmface.metrics.metric import Metric, of_kind, scored_blocks
 from vlmface.metrics.metrics import valid_share
 from vlmface.utils import config, distributed, html, lock
@@ -76,23 +76,23 @@ def measure(
     names = settings.corruptions or list(corrupt.NAMES)
     images = [as_list(open_images(row)) for row in rows]
 
-    named = "".join(f" {name}" for name in benchmark.metrics)
+    metric_names = "".join(f" {name}" for name in benchmark.metrics)
 
     def scores_of(name: str, strength: int) -> dict[str, Any]:
-        id = f"{name} {strength} {manifest.trained_at(settings.model) or ''}{named}"
+        id = f"{name} {strength} {manifest.trained_at(settings.model) or ''}{metric_names}"
         if id not in journal.records:
             pictures = [
-                [corrupt.corrupt(image, name, strength, key=key) for image in shown]
-                for shown, key in zip(images, rows["id"], strict=True)
+                [corrupt.corrupt(image, name, strength, key=key) for image in images_of_row]
+                for images_of_row, key in zip(images, rows["id"], strict=True)
             ]
             predictions = asking.predict(
                 pictures, batch_size=settings.batch_size, probabilities=False, preprocessed=True
             )
             lines = [
-                answering.line(row, benchmark, prompt, prediction)
+                answering.prediction_record(row, benchmark, prompt, prediction)
                 for row, prediction in zip(rows, predictions, strict=True)
             ]
-            scores = score(lines, benchmark, [prompt], model=settings.model)
+            scores = compute_metrics(lines, benchmark, [prompt], model=settings.model)
             journal.add({"id": id, "scores": _short(scores, benchmark)})
         bar.update(1)
         return journal.records[id]["scores"]
@@ -116,14 +116,14 @@ def measure(
 def _short(scores: Mapping[str, Any], benchmark: Benchmark) -> dict[str, Any]:
     """The headline scores of a metrics.json, those that the benchmark names, and the share of
     valid answers: {name of the metric: {"value", "ci95"}}."""
-    shown = {}
+    figures_shown = {}
     extra = benchmark.extra_metrics
     for block in scored_blocks(scores):
         for metric in of_kind(benchmark.all_metrics, block.kind):
             value = block.get(metric)
             if value is not None and (metric.headline or metric in extra):
-                shown[metric.name] = {"value": value, "ci95": block.ci95(metric)}
-    return shown | {VALID.name: {"value": valid_share(scores), "ci95": None}}
+                figures_shown[metric.name] = {"value": value, "ci95": block.ci95(metric)}
+    return figures_shown | {VALID.name: {"value": valid_share(scores), "ci95": None}}
 
 
 # --- what people read -----------------------------------------------------------------------------
@@ -154,13 +154,13 @@ def write(
     """
     result = {"schema": 1, **about, **figures}
     atomic_write(output / "robustness.json", json.dumps(result, indent=2) + "\n")
-    shown = shown_metrics(figures, metrics)
+    metrics_shown = shown_metrics(figures, metrics)
     panels = [
         {
             "name": name.replace("_", " "),
             "curves": [
                 {"color": i} | _drawing([figures["clean"], *points], metric.name)
-                for i, metric in enumerate(shown)
+                for i, metric in enumerate(metrics_shown)
                 if metric.is_share
             ],
             "faces": [
@@ -176,8 +176,8 @@ def write(
         result=result,
         name=Path(str(about["model"])).name,
         panels=panels,
-        metrics=shown,
-        titles={metric.name: _title(metric) for metric in shown},
+        metrics=metrics_shown,
+        titles={metric.name: _title(metric) for metric in metrics_shown},
         x=[(round(_x(strength), 1), strength) for strength in corrupt.STRENGTHS],
         y=[(round(_y(share), 1), f"{100 * share:.0f}") for share in (0, 0.5, 1)],
         size=(WIDTH, HEIGHT),
@@ -191,8 +191,8 @@ def write(
 
 def shown_metrics(figures: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Metric]:
     """The definitions of the scores of `figures`, in their order."""
-    named = {metric.name: metric for metric in [*metrics, VALID]}
-    return [named[key] for key in figures["clean"]]
+    metric_of = {metric.name: metric for metric in [*metrics, VALID]}
+    return [metric_of[key] for key in figures["clean"]]
 
 
 def _title(metric: Metric) -> str:
@@ -203,11 +203,20 @@ def _title(metric: Metric) -> str:
 def _drawing(points: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
     """The curve of a score over strengths 0 to 5, and the band of its intervals."""
     values = [point[key] for point in points]
-    line = " ".join(f"{_x(i):.1f},{_y(score['value']):.1f}" for i, score in enumerate(values))
-    if any(score["ci95"] is None for score in values):
+    line = " ".join(
+        f"{_x(i):.1f},{_y(compute_metrics['value']):.1f}"
+        for i, compute_metrics in enumerate(values)
+    )
+    if any(compute_metrics["ci95"] is None for compute_metrics in values):
         return {"line": line, "band": ""}
-    upper = [f"{_x(i):.1f},{_y(score['ci95'][1]):.1f}" for i, score in enumerate(values)]
-    lower = [f"{_x(i):.1f},{_y(score['ci95'][0]):.1f}" for i, score in enumerate(values)]
+    upper = [
+        f"{_x(i):.1f},{_y(compute_metrics['ci95'][1]):.1f}"
+        for i, compute_metrics in enumerate(values)
+    ]
+    lower = [
+        f"{_x(i):.1f},{_y(compute_metrics['ci95'][0]):.1f}"
+        for i, compute_metrics in enumerate(values)
+    ]
     return {"line": line, "band": " ".join(upper + lower[::-1])}
 
 
@@ -237,9 +246,9 @@ def run(settings: Settings) -> dict[str, Any]:
     rows = rows.select(range(min(settings.n, len(rows))))
     with lock.hold(out):
         if (out / config.SETTINGS).exists():
-            config.compare(settings, out, free=("output_dir", "batch_size", "corruptions"))
+            config.check_config(settings, out, ignore=("output_dir", "batch_size", "corruptions"))
         else:
-            config.save(settings, out)
+            config.save_config(settings, out)
         with Journal(out / "sets.jsonl") as journal:
             figures = measure(predictor, rows, settings, journal)
     about = {
@@ -265,6 +274,6 @@ def run(settings: Settings) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--benchmark NAME] [--n FACES] [--corruptions blur,noise] ...`"""
     distributed.check_alone("eval/robustness.py")
-    settings = config.from_words(Settings, argv, usage=f"python eval/robustness.py {main.__doc__}")
+    settings = config.parse_args(Settings, argv, usage=f"python eval/robustness.py {main.__doc__}")
     run(settings)
     return 0

@@ -1,7 +1,7 @@
 """A benchmark, a model, one result: the protocol file says what is asked, the manifest how.
 
-The recipes score their models through `answer_once` and `score` too, so that a run's own numbers
-and those of a later `eval/run.py` are the same numbers.
+The recipes score their models through `predict_cached` and `compute_metrics` too, so that a run's
+own numbers and those of a later `eval/run.py` are the same numbers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from vlmface.benchmarks import Benchmark, load_baseline, load_benchmark, load_ro
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, report, scoring_modes, tables
-from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
+from vlmface.evaluate.answering import au_set, filter_by_prompt, scored_prompts
 from vlmface.infer.endpoint import is_url
 from vlmface.manifest import Manifest, is_run
 from vlmface.metrics import metrics
 from vlmface.metrics.metric import Metric, of_kind, scored_blocks, with_built_in
 from vlmface.metrics.shares import in_brackets
-from vlmface.prompts import Question, check_images
+from vlmface.prompts import PromptLike, check_images
 from vlmface.utils import config, distributed, lock
 from vlmface.utils.files import atomic_write
 from vlmface.utils.jsonl_journal import Journal
@@ -58,8 +58,8 @@ class Settings(Checked):
         scoring: read answers as generated, or by the likelihood of each label, or both
         max_new_tokens: generated answers are cut here; null: as in the run
         batch_size: rows at a time, of a model in this process
-        run: of a server: the run folder that it serves
-        served: of a server: its name for the model
+        run_dir: of a server: the run folder that it serves
+        served_model_name: of a server: its name for the model
         concurrency: of a server: requests at a time
         api_key_env: of a server: environment variable that holds its key
         request: of a server: fields of each request; null removes one
@@ -76,8 +76,8 @@ class Settings(Checked):
     batch_size: Count = answering.BATCH_SIZE
     # Where `model` is the URL of a server: the run whose prompts, views and limitations are used,
     # the model's name there, requests at a time, and the environment variable that holds the key.
-    run: str | None = None
-    served: str | None = None
+    run_dir: str | None = None
+    served_model_name: str | None = None
     concurrency: Count = 8
     api_key_env: str | None = None
     # Fields of each request to a server, which override ours; null removes one.
@@ -92,7 +92,7 @@ class Settings(Checked):
                     "process give the likelihoods of all labels; use --scoring generate"
                 )
             return
-        for name in ("run", "served", "api_key_env", "request"):
+        for name in ("run_dir", "served_model_name", "api_key_env", "request"):
             if getattr(self, name) not in (None, {}):
                 raise UserError(
                     f"{name} is {getattr(self, name)}, but {self.model} is not a server's URL: "
@@ -111,10 +111,10 @@ class Settings(Checked):
             yield Unused("dataset_root", why, ("benchmark",))
 
 
-def score(
+def compute_metrics(
     lines: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    prompts: Sequence[Question],
+    prompts: Sequence[PromptLike],
     *,
     model: str,
     scoring: str = "generate",
@@ -123,7 +123,7 @@ def score(
     the time spent answering."""
     parts = []
     for prompt in scored_prompts(benchmark, prompts):
-        rows = of_prompt(lines, prompt)
+        rows = filter_by_prompt(lines, prompt)
         about: metrics.About = {
             "benchmark": benchmark.id,
             "model": model,
@@ -145,13 +145,13 @@ def compare(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    prompts: Sequence[Question],
+    prompts: Sequence[PromptLike],
 ) -> dict[str, Any]:
     """`metrics.compare` for each prompt that the benchmark scores, together."""
     parts = [
         metrics.compare(
-            of_prompt(before, prompt),
-            of_prompt(after, prompt),
+            filter_by_prompt(before, prompt),
+            filter_by_prompt(after, prompt),
             prompt.space,
             au_set(benchmark, prompt),
             benchmark.extra_metrics,
@@ -165,7 +165,7 @@ def compare(
     return whole
 
 
-def summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
+def one_line_summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
     """One line for people: the main scores, those of `extra`, and how many answers could be read.
 
     Args:
@@ -181,20 +181,20 @@ def summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
                 template = "{block} {title} {value}{interval}"
             if template and (value := block.get(metric)) is not None:
                 interval = in_brackets(block.ci95(metric))
-                named = {"block": block.title, "title": metric.title, "interval": interval}
-                parts.append(template.format(value=f"{value:.3f}", **named))
+                fields = {"block": block.title, "title": metric.title, "interval": interval}
+                parts.append(template.format(value=f"{value:.3f}", **fields))
     if scores["scoring"] != "likelihood":
         parts.append(f"valid answers {metrics.valid_share(scores):.1%}")
     return ", ".join(parts) + f" on {scores['n']} faces"
 
 
-def conclude(
+def write_run_results(
     run_dir: Path,
     models: tuple[str, str],
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    asked: Sequence[Question],
+    run_prompts: Sequence[PromptLike],
     faces: datasets.Dataset,
     trained: Mapping[str, Any],
     baseline: Mapping[str, Any] | None,
@@ -203,9 +203,9 @@ def conclude(
     """Write metrics.json and then report.html, which says that a run is complete, and print what
     was learnt. `before` and `after` are the predictions of the two `models` on the `faces`."""
     scores = {
-        "before": score(before, benchmark, asked, model=models[0], scoring=scoring),
-        "after": score(after, benchmark, asked, model=models[1], scoring=scoring),
-        "paired": compare(before, after, benchmark, asked),
+        "before": compute_metrics(before, benchmark, run_prompts, model=models[0], scoring=scoring),
+        "after": compute_metrics(after, benchmark, run_prompts, model=models[1], scoring=scoring),
+        "paired": compare(before, after, benchmark, run_prompts),
         "train": dict(trained),
     }
     text = json.dumps(scores, indent=2, ensure_ascii=False)
@@ -213,13 +213,13 @@ def conclude(
     images = dict(zip(faces["id"], faces["image"], strict=True))
     extra = benchmark.extra_metrics
     report.write_report(run_dir, images=images, baseline=baseline, extra=extra)
-    lines = {name: summary(scores[name], extra) for name in ("after", "before")}
+    lines = {name: one_line_summary(scores[name], extra) for name in ("after", "before")}
     print(f"learnt: {lines['after']} (before: {lines['before']})")
     print(f"is in:  {run_dir} (weights, predictions, report.html)")
     print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
 
 
-JOURNAL = "answers.part"  # finished rows of an evaluation that is not
+JOURNAL = "predictions.partial.jsonl"  # finished rows of an evaluation that is not
 # Settings that change how fast the answers come, not what they are.
 _FREE = ("output_dir", "batch_size", "concurrency", "api_key_env")
 
@@ -236,7 +236,7 @@ def run(settings: Settings) -> dict[str, Any]:
         )
     benchmark = load_benchmark(settings.benchmark)
     with lock.hold(output_folder(settings.model, settings.output_dir, benchmark.id)):
-        return _evaluate(settings, benchmark, _asked(settings))
+        return _evaluate(settings, benchmark, _open_model(settings))
 
 
 def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
@@ -245,7 +245,7 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
     if settings.output_dir is None:
         raise UserError("several benchmarks need a folder for their results: give --output_dir")
     results: dict[str, dict[str, Any] | str] = {}
-    who = None
+    predictor = None
     for name in benchmarks.benchmark_names():
         benchmark = load_benchmark(name)
         root = Path(settings.dataset_root or "") / name
@@ -258,14 +258,14 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
             dataset_root=benchmark.root_beside(str(root)),
             output_dir=str(Path(settings.output_dir) / name),
         )
-        who = who or _asked(current)
+        predictor = predictor or _open_model(current)
         try:
             with lock.hold(output_folder(current.model, current.output_dir, benchmark.id)):
-                results[name] = _evaluate(current, benchmark, who)
+                results[name] = _evaluate(current, benchmark, predictor)
         except UserError as error:  # the other benchmarks are worth having
             results[name] = str(error)
     for name, result in results.items():
-        print(f"{name}: {result if isinstance(result, str) else summary(result)}")
+        print(f"{name}: {result if isinstance(result, str) else one_line_summary(result)}")
     return results
 
 
@@ -276,7 +276,7 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _asked(settings: Settings) -> LocalModel | ClipModel | RemoteModel:
+def _open_model(settings: Settings) -> LocalModel | ClipModel | RemoteModel:
     """Who answers: a model in this process, or a server."""
     settings.check()
     if is_url(settings.model):
@@ -294,26 +294,30 @@ def _server(settings: Settings) -> RemoteModel:
 
     endpoint = Endpoint(
         settings.model,
-        settings.served or "",
+        settings.served_model_name or "",
         api_key_env=settings.api_key_env,
         concurrency=settings.concurrency,
         request=settings.request,
     )
-    return open_remote_model(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
+    return open_remote_model(endpoint, settings.run_dir, settings.prompt, settings.max_new_tokens)
 
 
 def _evaluate(
-    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | RemoteModel
+    settings: Settings, benchmark: Benchmark, predictor: LocalModel | ClipModel | RemoteModel
 ) -> dict[str, Any]:
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.remote import RemoteModel
 
-    prompts: list[Any] = list(scored_prompts(benchmark, who.prompts))
-    about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
+    prompts: list[Any] = list(scored_prompts(benchmark, predictor.prompts))
+    about = (
+        manifest.load(settings.run_dir)[0]
+        if settings.run_dir
+        else getattr(predictor, "manifest", None)
+    )
     out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
     views, frames = (crops.parse_views(about.views), about.num_frames) if about else ((), 1)
-    if not isinstance(who, ClipModel):
+    if not isinstance(predictor, ClipModel):
         check_images(prompts, len(views), frames)
     rows = load_rows(benchmark, settings.dataset_root, settings.n, views, frames)
     if not len(rows):
@@ -323,22 +327,24 @@ def _evaluate(
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
-        served = who.endpoint.model if isinstance(who, RemoteModel) else None
-        _same_question(journal, settings, prompts, about, served)
-        if isinstance(who, RemoteModel):
-            lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
+        served_model = predictor.endpoint.model if isinstance(predictor, RemoteModel) else None
+        _check_journal(journal, settings, prompts, about, served_model)
+        if isinstance(predictor, RemoteModel):
+            lines, unanswered = answering.predict_remote(predictor, rows, benchmark, journal)
         else:
             lines = answering.answer(
-                who,
+                predictor,
                 rows,
                 benchmark,
                 batch_size=settings.batch_size,
                 scoring=settings.scoring,
                 sink=journal,
             )
-    scores = score(lines, benchmark, prompts, model=settings.model, scoring=settings.scoring)
-    if served:
-        scores["served_model"] = served
+    scores = compute_metrics(
+        lines, benchmark, prompts, model=settings.model, scoring=settings.scoring
+    )
+    if served_model:
+        scores["served_model"] = served_model
     if unanswered:
         scores["unanswered"] = len(unanswered)
     answering.write_lines(out / "predictions.jsonl", lines)
@@ -348,13 +354,15 @@ def _evaluate(
     atomic_write(out / "metrics.json", json.dumps(scores, indent=2) + "\n")
     published = tables.beside_published(benchmark, scores, Path(settings.model).name)
     if published:
-        named = benchmark.all_metrics
-        atomic_write(out / "published.md", tables.markdown(published, named))
-        atomic_write(out / "published.tex", tables.latex(published, benchmark.id, named))
+        benchmark_metrics = benchmark.all_metrics
+        atomic_write(out / "published.md", tables.markdown(published, benchmark_metrics))
+        atomic_write(
+            out / "published.tex", tables.latex(published, benchmark.id, benchmark_metrics)
+        )
     images = dict(zip(rows["id"], rows["image"], strict=True))
     extra = benchmark.extra_metrics
     report.write_report(out, images=images, baseline=baseline, published=published, extra=extra)
-    print(summary(scores, extra))
+    print(one_line_summary(scores, extra))
     if unanswered:
         id, why = next(iter(unanswered.items()))
         print(
@@ -368,18 +376,21 @@ def _evaluate(
     return scores
 
 
-def _same_question(
+def _check_journal(
     journal: Journal,
     settings: Settings,
-    prompts: Sequence[Question],
+    prompts: Sequence[PromptLike],
     about: Manifest | None,
-    served: str | None,
+    served_model: str | None,
 ) -> None:
-    """Check that the journal is of the same evaluation. `served` is the model of a server, which
-    its URL does not identify. Raises UserError with both values of the first difference."""
+    """Check that the journal is of the same evaluation. `served_model` is the model of a server,
+    which its URL does not identify. Raises UserError with both values of the first difference."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}
-    now |= {"prompts": [prompt.sha for prompt in prompts], "made": about.created if about else None}
-    now["served_model"] = served
+    now |= {
+        "prompts": [prompt.sha for prompt in prompts],
+        "trained_at": about.created if about else None,
+    }
+    now["served_model"] = served_model
     before = journal.records.get("", {}).get("settings")
     if before is None:
         journal.add({"id": "", "settings": now})
@@ -396,7 +407,7 @@ def _same_question(
 def main(argv: Sequence[str]) -> int:
     """`--benchmark NAME|ALL --model RUN|MODEL|URL [--output_dir DIR] [--n N] ...`"""
     distributed.check_alone("eval/run.py")
-    settings = config.from_words(Settings, argv, usage=f"python eval/run.py {main.__doc__}")
+    settings = config.parse_args(Settings, argv, usage=f"python eval/run.py {main.__doc__}")
     if settings.benchmark == EVERY:
         results = run_all(settings).values()
         whole = [

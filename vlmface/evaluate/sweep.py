@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlmface import manifest, prompts
 from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.evaluate import answering
 from vlmface.evaluate.answering import au_set
 from vlmface.evaluate.compare import SAME, verdict
-from vlmface.evaluate.run import score
+from vlmface.evaluate.run import compute_metrics
 from vlmface.metrics import measures, metrics
-from vlmface.metrics.metric import Metric, did_you_mean, lookup
+from vlmface.metrics.metric import Metric, lookup
 from vlmface.metrics.statistics import mean
 from vlmface.prompts import Prompt
 from vlmface.utils import config, distributed, html, lock
@@ -106,11 +106,11 @@ class Arm:
 def rungs(arms: int, faces: int, finalists: int) -> list[tuple[int, int]]:
     """[(arms, faces that each has answered)], halving the arms and doubling the faces, from the
     first rung to the last, which has all faces."""
-    kept = [arms]
-    while kept[-1] > finalists:
-        kept.append(max(finalists, math.ceil(kept[-1] / 2)))
-    last = len(kept) - 1
-    return [(count, max(1, faces >> (last - i))) for i, count in enumerate(kept)]
+    survivors = [arms]
+    while survivors[-1] > finalists:
+        survivors.append(max(finalists, math.ceil(survivors[-1] / 2)))
+    last = len(survivors) - 1
+    return [(count, max(1, faces >> (last - i))) for i, count in enumerate(survivors)]
 
 
 class Asking:
@@ -179,32 +179,32 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
     table: dict[str, dict[str, Any]] = {
         arm.name: {"model": arm.model, "prompt": arm.prompt.id, "rungs": []} for arm in arms
     }
-    going = arms
-    for kept, faces in steps:
-        if kept < len(going):
-            going = _best_first(going, table, by)[:kept]
+    survivors = arms
+    for n_arms, faces in steps:
+        if n_arms < len(survivors):
+            survivors = _best_first(survivors, table, by)[:n_arms]
         # Arms of one model follow each other, so that each is loaded once.
-        for arm in sorted(going, key=lambda arm: arm.model):
+        for arm in sorted(survivors, key=lambda arm: arm.model):
             lines = asking(arm, validation.select(range(faces)), chosen_on, "validation")
-            score = value(score_of(lines, arm, chosen_on, settings), by)
-            table[arm.name]["rungs"].append({"n": faces, **score})
-            text = f"{by.name} {score['value']:.3f}"
+            compute_metrics = value(score_of(lines, arm, chosen_on, settings), by)
+            table[arm.name]["rungs"].append({"n": faces, **compute_metrics})
+            text = f"{by.name} {compute_metrics['value']:.3f}"
             print(f"{faces} validation faces: {arm.name} {text}", flush=True)
-    going = _best_first(going, table, by)
-    pairs = _test(going, table, benchmark, asking, by)
-    winner, verdict = judge([arm.name for arm in going], pairs, by)
+    survivors = _best_first(survivors, table, by)
+    pairs = _test(survivors, table, benchmark, asking, by)
+    winner, verdict = judge([arm.name for arm in survivors], pairs, by)
     few = validation.select(range(min(settings.n_orders, len(validation))))
     return {
         "benchmark": benchmark.id,
         "by": by.name,
         "scoring": settings.scoring,
-        "rungs": [{"arms": kept, "faces": faces} for kept, faces in steps],
+        "rungs": [{"arms": n_arms, "faces": faces} for n_arms, faces in steps],
         "arms": table,
-        "finalists": [arm.name for arm in going],
+        "finalists": [arm.name for arm in survivors],
         "pairs": pairs,
         "orders": [
             shuffling(arm, few, chosen_on, asking, settings)
-            for arm in going
+            for arm in survivors
             if settings.orders and benchmark.spaces
         ],
         "winner": winner,
@@ -255,7 +255,8 @@ def deciding_metric(benchmark: Benchmark, name: str | None = None) -> Metric:
             return metric
     names = [metric.name for metric in scored]
     raise UserError(
-        f"by is {name!r}, which benchmark {benchmark.id} does not score{did_you_mean(name, names)}"
+        f"by is {name!r}, which benchmark {benchmark.id} does not score"
+        f"{did_you_mean(name, names)}: use one of {', '.join(names)}"
     )
 
 
@@ -306,17 +307,19 @@ def _shuffled(rows: datasets.Dataset, seed: int) -> datasets.Dataset:
 def score_of(
     lines: Sequence[Mapping[str, Any]], arm: Arm, benchmark: Benchmark, settings: Settings
 ) -> dict[str, Any]:
-    return score(lines, benchmark, [arm.prompt], model=arm.model, scoring=settings.scoring)
+    return compute_metrics(
+        lines, benchmark, [arm.prompt], model=arm.model, scoring=settings.scoring
+    )
 
 
 def value(scores: Mapping[str, Any], by: Metric) -> dict[str, Any]:
     """{"value", "ci95"} of the metric that decides. Raises UserError if the answers have none."""
-    place = lookup(scores, by)
-    if place is None:
+    metric_value = lookup(scores, by)
+    if metric_value is None:
         raise UserError(
             f"by is {by.name!r}, which these answers have no value of: choose another metric"
         )
-    block, number = place
+    block, number = metric_value
     return {"value": number, "ci95": block.ci95(by)}
 
 
@@ -338,10 +341,10 @@ def compare(
         before, after = tested[right.name], tested[left.name]  # the difference is after - before
         aus = au_set(benchmark, left.prompt)
         changes = metrics.compare(before, after, left.prompt.space, aus, benchmark.extra_metrics)
-        place = lookup(changes, by)
-        if place is None:
+        metric_value = lookup(changes, by)
+        if metric_value is None:
             raise UserError(f"{left.name} and {right.name} do not both have {by.name}")
-        pairs.append({"first": left.name, "second": right.name, **place[1]})
+        pairs.append({"first": left.name, "second": right.name, **metric_value[1]})
     with_p = [pair for pair in pairs if "p" in pair]
     if with_p:
         for pair, p in zip(with_p, measures.holm([pair["p"] for pair in with_p]), strict=True):
@@ -404,14 +407,14 @@ def shuffling(
         if order not in orders:
             orders.append(order)
     answers, accuracy = [], []
-    first_said, first_true = 0, 0
+    first_predicted, first_true = 0, 0
     for order in orders:
-        reordered = replace(arm, prompt=arm.prompt.listing(order))
+        reordered = replace(arm, prompt=arm.prompt.with_label_order(order))
         lines = asking(reordered, rows, benchmark, "validation")
         answers.append([metrics.answer(line) for line in lines])
         true = [metrics.truth(line, arm.prompt.space) for line in lines]
         accuracy.append(sum(a == b for a, b in zip(answers[-1], true, strict=True)) / len(lines))
-        first_said += answers[-1].count(order[0])
+        first_predicted += answers[-1].count(order[0])
         first_true += true.count(order[0])
     changed = [
         sum(other[i] != answers[0][i] for other in answers[1:]) / (len(orders) - 1)
@@ -424,7 +427,7 @@ def shuffling(
         "orders": orders,
         "accuracy": accuracy,
         "flips": mean(changed, [str(row.get("subject") or row["id"]) for row in rows]),
-        "first": {"answered": first_said / asked_in_all, "true": first_true / asked_in_all},
+        "first": {"answered": first_predicted / asked_in_all, "true": first_true / asked_in_all},
     }
 
 
@@ -465,14 +468,14 @@ def _ranked(result: Mapping[str, Any], by: Metric) -> list[tuple[str, dict[str, 
 def main(argv: Sequence[str]) -> int:
     """`--models RUN,MODEL --prompts ID,ID [--benchmarks NAME,NAME] --output_dir DIR ...`"""
     distributed.check_alone("eval/sweep.py")
-    settings = config.from_words(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
+    settings = config.parse_args(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
     output = Path(settings.output_dir)
     asking = Asking(settings, output / "answers")
     with lock.hold(output):
         scored_on = [load_benchmark(name) for name in settings.benchmarks]
         by = [deciding_metric(benchmark, settings.by) for benchmark in scored_on]
         result = [sweep(settings, benchmark, asking) for benchmark in scored_on]
-        config.save(settings, output)
+        config.save_config(settings, output)
         path = write(result, by, output)
     for entry in result:
         print(f"{entry['benchmark']}: {entry['verdict']}")

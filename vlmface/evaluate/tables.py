@@ -86,14 +86,14 @@ def _about(scores: Mapping[str, Any]) -> str:
 
 def by_published_name(metrics: Sequence[Metric] = BUILT_IN) -> dict[str, Metric]:
     """{published name: metric}, in the order of the columns; of an attribute, its accuracy."""
-    named: dict[str, Metric] = {}
+    metric_of: dict[str, Metric] = {}
     for metric in metrics:
         if metric.published:
-            named.setdefault(metric.published, metric)
+            metric_of.setdefault(metric.published, metric)
     for name in ATTRIBUTES:
         title = f"{name.replace('_', ' ')} accuracy"
-        named[name] = replace(labels.accuracy, published=name, short_title=title)
-    return named
+        metric_of[name] = replace(labels.accuracy, published=name, short_title=title)
+    return metric_of
 
 
 def columns(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric] = BUILT_IN) -> list[str]:
@@ -103,11 +103,11 @@ def columns(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric] = BUILT
 
 def markdown(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric] = BUILT_IN) -> str:
     """A table in per cent, ours with 95 % intervals, and notes on protocols that differ."""
-    shown = _columns(rows, metrics)
-    heads = ["model", *(metric.short_title for metric in shown), "source and notes"]
+    columns = _columns(rows, metrics)
+    heads = ["model", *(metric.short_title for metric in columns), "source and notes"]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for row in rows:
-        cells = [row["model"], *(_cell(row, metric) for metric in shown), _remark(row)]
+        cells = [row["model"], *(_cell(row, metric) for metric in columns), _remark(row)]
         lines.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -123,18 +123,18 @@ def latex(
     rows: Sequence[Mapping[str, Any]], title: str, metrics: Sequence[Metric] = BUILT_IN
 ) -> str:
     """The same as a LaTeX table (package booktabs), sources and notes as comments."""
-    shown = _columns(rows, metrics)
+    columns = _columns(rows, metrics)
     lines = [
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{escape(title)}, in per cent; intervals are 95\,\% bootstrap.}}",
-        r"  \begin{tabular}{l" + "c" * len(shown) + "}",
+        r"  \begin{tabular}{l" + "c" * len(columns) + "}",
         r"    \toprule",
-        "    Model & " + " & ".join(escape(metric.short_title) for metric in shown) + r" \\",
+        "    Model & " + " & ".join(escape(metric.short_title) for metric in columns) + r" \\",
         r"    \midrule",
     ]
     for i, row in enumerate(rows):
-        cells = [escape(row["model"]), *(escape(_cell(row, metric)) for metric in shown)]
+        cells = [escape(row["model"]), *(escape(_cell(row, metric)) for metric in columns)]
         lines.append("    " + " & ".join(cells) + rf" \\ % {' '.join(_remark(row).split())}")
         if i == 0 and len(rows) > 1:
             lines.append(r"    \midrule")
@@ -148,8 +148,8 @@ def escape(text: str) -> str:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> list[Metric]:
-    named = by_published_name(metrics)
-    return [named[key] for key in columns(rows, metrics)]
+    metric_of = by_published_name(metrics)
+    return [metric_of[key] for key in columns(rows, metrics)]
 
 
 def _cell(row: Mapping[str, Any], metric: Metric) -> str:

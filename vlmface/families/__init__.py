@@ -112,8 +112,8 @@ def _family_of_type(model_type: str) -> str:
     for name in sorted(FAMILIES, key=lambda name: name not in FAMILIES.built_in):
         if get(name).claims(model_type):
             return name
-    known = ", ".join(f"{name} ({', '.join(get(name).MODEL_TYPES)})" for name in FAMILIES)
-    raise UserError(f"model type {model_type!r} belongs to no known family; known: {known}")
+    families_text = ", ".join(f"{name} ({', '.join(get(name).MODEL_TYPES)})" for name in FAMILIES)
+    raise UserError(f"model type {model_type!r} belongs to no known family; known: {families_text}")
 
 
 def of_run(name: str, weights: str | Path) -> Family:

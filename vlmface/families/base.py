@@ -187,7 +187,7 @@ class Family(ABC):
                 shape ignore it; those with `NEEDS_SIZE` need it.
 
         Raises:
-            RefusedError: "image_shape": the processor cannot resize such an image.
+            SkippedSampleError: "image_shape": the processor cannot resize such an image.
         """
 
     def image_text(self, processor: Any, size: tuple[int, int] | None = None) -> str:
@@ -299,21 +299,23 @@ class Family(ABC):
 
     # --- training ---------------------------------------------------------------------------------
 
-    def lora_targets(self, policy: Mapping[str, str], target_modules: Sequence[str]) -> str:
+    def lora_targets(self, trainable: Mapping[str, str], target_modules: Sequence[str]) -> str:
         """A regular expression for peft's `target_modules`; see `modules.lora_targets`."""
-        return modules.lora_targets(self.MODULE_PATHS, self.LINEAR_LAYERS, policy, target_modules)
+        return modules.lora_targets(
+            self.MODULE_PATHS, self.LINEAR_LAYERS, trainable, target_modules
+        )
 
     # --- serving ----------------------------------------------------------------------------------
 
     def vllm_flags(
-        self, processor: Any, *, max_length: int, policy: Mapping[str, str], images: int = 1
+        self, processor: Any, *, max_length: int, trainable: Mapping[str, str], images: int = 1
     ) -> dict[str, Any]:
         """How vLLM must be started and queried.
 
         Args:
             processor: The processor.
             max_length: The longest conversation in tokens.
-            policy: {part: frozen, lora or full} of the run.
+            trainable: {part: frozen, lora or full} of the run.
             images: The most images that a request has.
 
         Returns:
@@ -332,7 +334,7 @@ class Family(ABC):
                 "limit-mm-per-prompt": json.dumps({"image": images}),
             },
             "extra_body": {} if writes_bos else {"add_special_tokens": True},
-            "merge": any(policy[part] != "frozen" for part in ("vision_tower", "projector")),
+            "merge": any(trainable[part] != "frozen" for part in ("vision_tower", "projector")),
         }
 
 

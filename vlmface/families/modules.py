@@ -52,7 +52,7 @@ def part_of(name: str, module_paths: ModulePaths) -> str:
 def lora_targets(
     module_paths: ModulePaths,
     linear_layers: LinearLayers,
-    policy: Mapping[str, str],
+    trainable: Mapping[str, str],
     target_modules: Sequence[str],
 ) -> str:
     """A regular expression for peft's `target_modules`.
@@ -60,7 +60,7 @@ def lora_targets(
     Args:
         module_paths: `Family.MODULE_PATHS`.
         linear_layers: `Family.LINEAR_LAYERS`.
-        policy: {part: frozen, lora or full}.
+        trainable: {part: frozen, lora or full}.
         target_modules: Names of linear layers, or "all". The projector, which has its own few
             layers, is adapted whole if it is "lora".
 
@@ -71,13 +71,13 @@ def lora_targets(
         UserError: No such part has a layer of that name: peft would take it silently if another
             name matches.
     """
-    lora_parts = [part for part in NAMES if policy[part] == "lora"]
+    lora_parts = [part for part in NAMES if trainable[part] == "lora"]
     all_layers = list(target_modules) == ["all"]
-    known = {name for part in lora_parts for name in linear_layers[part]}
-    if not all_layers and (unknown := [name for name in target_modules if name not in known]):
+    layer_names = {name for part in lora_parts for name in linear_layers[part]}
+    if not all_layers and (unknown := [name for name in target_modules if name not in layer_names]):
         raise UserError(
             f"lora_target_modules: {', '.join(unknown)} is not a linear layer of "
-            f"{', '.join(lora_parts)}; there are {', '.join(sorted(known))}, or all"
+            f"{', '.join(lora_parts)}; there are {', '.join(sorted(layer_names))}, or all"
         )
     branches = []
     for part in lora_parts:
@@ -96,19 +96,22 @@ def lora_targets(
 
 
 def check_lora_target_modules(
-    module_paths: ModulePaths, model: Any, policy: Mapping[str, str], target_modules: Sequence[str]
+    module_paths: ModulePaths,
+    model: Any,
+    trainable: Mapping[str, str],
+    target_modules: Sequence[str],
 ) -> None:
     """Raise UserError for a target module that no layer of the model's "lora" parts has: of a
     family's architectures one may have a layer that another lacks, and peft would not report it."""
     layers = [name for name, _ in model.named_modules()]
-    names = [name for name in layers if policy[part_of(name + ".", module_paths)] == "lora"]
+    names = [name for name in layers if trainable[part_of(name + ".", module_paths)] == "lora"]
     missing = [
         target
         for target in target_modules
         if target != "all" and not any(name.endswith("." + target) for name in names)
     ]
     if missing:
-        lora_parts = ", ".join(part for part in NAMES if policy[part] == "lora")
+        lora_parts = ", ".join(part for part in NAMES if trainable[part] == "lora")
         raise UserError(
             f"lora_target_modules: {', '.join(missing)} is not a layer of this "
             f"{type(model).__name__}'s {lora_parts}: take the name out, or use all"
@@ -116,20 +119,20 @@ def check_lora_target_modules(
 
 
 def full_modules(
-    module_paths: ModulePaths, policy: Mapping[str, str], model: Any = None
+    module_paths: ModulePaths, trainable: Mapping[str, str], model: Any = None
 ) -> list[str]:
     """Modules trained whole in addition to LoRA (peft's `modules_to_save`).
 
     Args:
         module_paths: `Family.MODULE_PATHS`.
-        policy: {part: frozen, lora or full}.
+        trainable: {part: frozen, lora or full}.
         model: With the model, paths that it lacks are left out, and those of a ModuleList, which
             peft refuses to wrap, are replaced by the paths of the modules in it.
 
     Raises:
         UserError: Another part than the projector is "full".
     """
-    whole = [part for part in NAMES if policy[part] == "full"]
+    whole = [part for part in NAMES if trainable[part] == "full"]
     if set(whole) - {"projector"}:
         raise UserError(
             f"{' and '.join(whole)}: full beside a LoRA part is not supported (an adapter would "
@@ -149,7 +152,7 @@ def full_modules(
     return existing
 
 
-def freeze(module_paths: ModulePaths, model: Any, policy: Mapping[str, str]) -> None:
+def freeze(module_paths: ModulePaths, model: Any, trainable: Mapping[str, str]) -> None:
     """Let gradients reach the parts that are "full" and no others."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(policy[part_of(name, module_paths)] == "full")
+        parameter.requires_grad_(trainable[part_of(name, module_paths)] == "full")

@@ -149,7 +149,7 @@ class PaliGemma(Family):
         return {"mm_encoder_outputs": {"image": output}}
 
     def vllm_flags(
-        self, processor: Any, *, max_length: int, policy: Mapping[str, str], images: int = 1
+        self, processor: Any, *, max_length: int, trainable: Mapping[str, str], images: int = 1
     ) -> dict[str, Any]:
         """Raise UserError: vLLM lets the tokens of an image see each other, but reads the question
         causally, so its answers would not be those of the model that was trained."""

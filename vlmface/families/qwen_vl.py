@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families import modules, tiny
 from vlmface.families.base import Family, check_image_tokens
 
@@ -139,7 +139,7 @@ class QwenVL(Family):
         except (ValueError, ZeroDivisionError):
             patches = 0
         if patches == 0:
-            raise RefusedError(
+            raise SkippedSampleError(
                 "image_shape",
                 f"an image of {width} x {height} pixels yields no token: its sides must be 1 "
                 "pixel or more, and the longer one 200 times the shorter one at most; crop it, or "
@@ -223,11 +223,13 @@ class QwenVL(Family):
     # --- serving ----------------------------------------------------------------------------------
 
     def vllm_flags(
-        self, processor: Any, *, max_length: int, policy: Mapping[str, str], images: int = 1
+        self, processor: Any, *, max_length: int, trainable: Mapping[str, str], images: int = 1
     ) -> dict[str, Any]:
         """The flags of all families, and the pixel budget: vLLM reads the processor of the base if
         it loads an adapter."""
-        flags = super().vllm_flags(processor, max_length=max_length, policy=policy, images=images)
+        flags = super().vllm_flags(
+            processor, max_length=max_length, trainable=trainable, images=images
+        )
         size = processor.image_processor.size
         budget = {name: int(size[name]) for name in ("shortest_edge", "longest_edge")}
         flags["serve"] |= {

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families import modules, tiny
 from vlmface.families.base import Family, check_image_tokens
 
@@ -107,11 +107,11 @@ class SmolVLM(Family):
             (rows, columns); (0, 0) if the tile of the whole is the only one.
 
         Raises:
-            RefusedError: "image_shape": a side is below 1 pixel.
+            SkippedSampleError: "image_shape": a side is below 1 pixel.
         """
         settings = processor.image_processor
         if min(size) < 1:
-            raise RefusedError(
+            raise SkippedSampleError(
                 "image_shape",
                 f"an image of {size[0]} x {size[1]} pixels yields no token: its sides must be 1 "
                 "pixel or more; crop it, or leave it out",
@@ -249,12 +249,14 @@ class SmolVLM(Family):
     # --- serving ----------------------------------------------------------------------------------
 
     def vllm_flags(
-        self, processor: Any, *, max_length: int, policy: Mapping[str, str], images: int = 1
+        self, processor: Any, *, max_length: int, trainable: Mapping[str, str], images: int = 1
     ) -> dict[str, Any]:
         """The flags of all families, and how images are cut, which vLLM would read from the
         processor of the base. Images of one tile need the correction of vllm-project/vllm#48667.
         """
-        flags = super().vllm_flags(processor, max_length=max_length, policy=policy, images=images)
+        flags = super().vllm_flags(
+            processor, max_length=max_length, trainable=trainable, images=images
+        )
         settings = processor.image_processor
         rules = {
             "size": {name: value for name, value in dict(settings.size).items() if value},

@@ -47,8 +47,8 @@ def completion(processor: Any, messages: Messages, target: str, ends: Sequence[s
     UserError if the template writes the question differently once it is answered, or if there is
     no such token.
     """
-    known = [end for end in ends if end]
-    if not known:
+    end_tokens = [end for end in ends if end]
+    if not end_tokens:
         raise UserError(
             "the tokenizer has no eos_token, so that no answer could end: set it in "
             "tokenizer_config.json"
@@ -56,19 +56,19 @@ def completion(processor: Any, messages: Messages, target: str, ends: Sequence[s
     turn = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
     before, _, behind = _render(processor, [*messages, turn]).rpartition(_ANSWER)
     opened = prompt(processor, messages)
-    asked = opened[: opened.rfind(_last_text(messages)) + len(_last_text(messages))]
-    if not before.startswith(asked):
+    prefix_text = opened[: opened.rfind(_last_text(messages)) + len(_last_text(messages))]
+    if not before.startswith(prefix_text):
         raise UserError(
             "the chat template writes the conversation with an answer differently from the prompt "
-            f"alone ({asked[-40:]!r} against {before[: len(asked)][-40:]!r}): training and serving "
-            "would not agree"
+            f"alone ({prefix_text[-40:]!r} against {before[: len(prefix_text)][-40:]!r}): training "
+            "and serving would not agree"
         )
     gap = before[len(opened) :] if before.startswith(opened) else ""
     if gap.strip():  # empty thoughts, say, which an answer brings itself
         gap = ""
-    places = [place for end in known if (place := behind.find(end)) >= 0]
+    places = [position for end in end_tokens if (position := behind.find(end)) >= 0]
     behind = behind[: min(places)] if places else behind.rstrip()
-    return gap + target + behind + known[0]
+    return gap + target + behind + end_tokens[0]
 
 
 def _last_text(messages: Messages) -> str:
@@ -90,19 +90,19 @@ def check(processor: Any, path: str | Path) -> None:
     content = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
     question = {"role": "user", "content": content}
     answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
-    asked = _render(processor, [question], add_generation_prompt=True)
-    answered = _render(processor, [question, answer])
-    for what, text, piece in (
-        ("a question", asked, _QUESTION),
-        ("a picture", asked, processor.image_token),
-        ("an answer", answered, _ANSWER),
+    prompt_text = _render(processor, [question], add_generation_prompt=True)
+    answer_text = _render(processor, [question, answer])
+    for description, text, piece in (
+        ("a question", prompt_text, _QUESTION),
+        ("a picture", prompt_text, processor.image_token),
+        ("an answer", answer_text, _ANSWER),
     ):
         count = text.count(piece)
         if count != 1 or "'type'" in text:  # a list of blocks, printed as Python would
             raise UserError(
-                f"the chat template of {path} does not write {what} given as a list of blocks "
-                f'({{"type": "text", ...}}, {{"type": "image"}}): it makes {text[-80:]!r} of it. '
-                "Replace chat_template.jinja by one for pictures"
+                f"the chat template of {path} does not write {description} given as a list of "
+                'blocks ({"type": "text", ...}, {"type": "image"}): it makes '
+                f"{text[-80:]!r} of it. Replace chat_template.jinja by one for pictures"
             )
     if _on_day(processor, question, "1 January") != _on_day(processor, question, "2 January"):
         raise UserError(
@@ -110,13 +110,13 @@ def check(processor: Any, path: str | Path) -> None:
             "would be asked another prompt each day than it was trained with: write a fixed date "
             "into chat_template.jinja"
         )
-    _check_tokenizer(processor, path, asked)
+    _check_tokenizer(processor, path, prompt_text)
 
 
-def _check_tokenizer(processor: Any, path: str | Path, asked: str) -> None:
+def _check_tokenizer(processor: Any, path: str | Path, prompt_text: str) -> None:
     tokenizer = processor.tokenizer
     bos, eos = tokenizer.bos_token, tokenizer.eos_token_id
-    if bos and asked.startswith(bos):
+    if bos and prompt_text.startswith(bos):
         return  # then no special tokens are added
     if eos is not None and tokenizer("?")["input_ids"][-1] == eos:
         raise UserError(
@@ -137,11 +137,11 @@ def _on_day(processor: Any, question: Mapping[str, Any], day: str) -> str:
     )
 
 
-def _render(processor: Any, messages: Messages, **how: Any) -> str:
+def _render(processor: Any, messages: Messages, **options: Any) -> str:
     import jinja2
 
     try:
-        return processor.apply_chat_template(list(messages), **how)
+        return processor.apply_chat_template(list(messages), **options)
     except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(

@@ -12,7 +12,7 @@ from vlmface.errors import UserError
 from vlmface.infer.batcher import DynamicBatcher
 from vlmface.infer.endpoint import NoAnswerError, open_client
 from vlmface.infer.local import Prediction
-from vlmface.prompts import Prompt, Question
+from vlmface.prompts import Prompt, PromptLike
 
 if TYPE_CHECKING:
     import httpx2
@@ -32,7 +32,7 @@ class Backend(Protocol):
     """A source of predictions. It receives images to which the run's views have been applied."""
 
     @property
-    def prompts(self) -> Sequence[Question]: ...
+    def prompts(self) -> Sequence[PromptLike]: ...
 
     def predict(
         self, prompt: Any, images: Sequence[ImageOrImages], batch_size: int
@@ -50,7 +50,7 @@ class Backend(Protocol):
 class LocalBackend:
     """A model in this process, which runs one batch at a time."""
 
-    def __init__(self, model: LocalModel | ClipModel, prompts: Sequence[Question]) -> None:
+    def __init__(self, model: LocalModel | ClipModel, prompts: Sequence[PromptLike]) -> None:
         self.model, self.prompts = model, list(prompts)
         self._model_lock = threading.Lock()
         self._batcher: DynamicBatcher[ImageOrImages, Prediction] = DynamicBatcher(

@@ -103,7 +103,7 @@ class ClipModel:
             texts = manifest.select_prompt([texts], prompt, run)
         manifest.check_weights(run_manifest, run)
         where = f"{run}/{manifest.FILENAME}"
-        shape = config.build(ClassifierConfig, run_manifest.clip_classifier or {}, where=where)
+        shape = config.from_dict(ClassifierConfig, run_manifest.clip_classifier or {}, where=where)
         clip = model.load_clip(run_manifest.base_model["id"], device=device)
         if (sha := model.weights_sha(clip)) != run_manifest.base_model["sha"]:
             raise UserError(

@@ -57,7 +57,7 @@ def predict_command(
     paths, failed = _image_paths(images)
     if box is not None:
         _check_box(box, faces, len(paths))
-    frames = _frames(paths, load_options.get("run") or model)
+    frames = _frames(paths, load_options.get("run_dir") or model)
     output = _Output(model, as_json, failed)
     predictor = None
     try:
@@ -178,13 +178,13 @@ def _reports(
             yield path, f"{path}, face {number}" if len(group) > 1 else str(path), report
 
 
-def _frames(paths: Sequence[Path], run: str | Path) -> int:
+def _frames(paths: Sequence[Path], run_dir: str | Path) -> int:
     """The frames to read of each video; 1 without videos."""
     from vlmface import manifest
     from vlmface.data import clips
 
-    needs_frames = any(map(_is_video, paths)) and manifest.is_run(run)
-    return clips.frames_to_extract(manifest.load(run)[0].num_frames if needs_frames else 1)
+    needs_frames = any(map(_is_video, paths)) and manifest.is_run(run_dir)
+    return clips.frames_to_extract(manifest.load(run_dir)[0].num_frames if needs_frames else 1)
 
 
 def _is_video(path: Path) -> bool:

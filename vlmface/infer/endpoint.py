@@ -219,15 +219,15 @@ class Completion:
     refusal: str = ""
     finish_reason: str | None = None
 
-    def text(self, form: str) -> str:
-        """The generated text as an answer in `form`.
+    def text(self, format: str) -> str:
+        """The generated text as an answer in `format`.
 
-        Reasoning in a field of its own becomes the rationale of the forms that have one between
-        tags; for other forms it is dropped.
+        Reasoning in a field of its own becomes the rationale of the formats that have one between
+        tags; for other formats it is dropped.
         """
         if not self.content.strip() and self.refusal:
             return self.refusal.strip()
-        if not self.reasoning.strip() or not answers.has_think(form) or "<think>" in self.content:
+        if not self.reasoning.strip() or not answers.has_think(format) or "<think>" in self.content:
             return self.content.strip()
         if not self.content.strip():
             return f"<think>{self.reasoning.strip()}"

@@ -95,8 +95,8 @@ def image_views(
     if box is not None:
         usable = crops.valid_box(box, picture.size)
         view = _face_view(picture, usable, view_settings, finder, usable is not None)
-        given = tuple(map(float, box)) if all(map(math.isfinite, box)) else None
-        return [replace(view, box=given)]  # type: ignore[arg-type]
+        finite_box = tuple(map(float, box)) if all(map(math.isfinite, box)) else None
+        return [replace(view, box=finite_box)]  # type: ignore[arg-type]
     if faces == "none":
         return [_face_view(picture, None, view_settings, finder, None)]
     boxes = list(finder.boxes(picture))

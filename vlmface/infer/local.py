@@ -526,7 +526,7 @@ class LocalModel:
             answers = [self.prompt.parse(text) for text in texts]
             scores: list[dict[str, float] | None] = [None] * len(rows)
             # Of several labels these would be the probabilities of coming first, not of applying.
-            if probabilities and not self.prompt.several:
+            if probabilities and not self.prompt.multi_label:
                 lengths = [len(row["input_ids"]) for row in rows]
                 cached = _CachedRows(
                     cache=output.cache,
@@ -558,12 +558,12 @@ class LocalModel:
                 self.processor,
                 self.family,
                 self.messages,
-                self.prompt.wrap(rationale, label),
+                self.prompt.completion(rationale, label),
                 image_size=image_size,
             )["input_ids"]
             for label in self.prompt.space.labels
         ]
-        if self.prompt.several:
+        if self.prompt.multi_label:
             start = len(_common_prefix(conversations))
             end = len(_common_prefix([ids[start + 1 :][::-1] for ids in conversations]))
             conversations = [ids[: len(ids) - end] for ids in conversations]

@@ -1,7 +1,7 @@
 """The inference API: the same interface for a model in this process and one behind a server.
 
     predictor = Predictor.load("runs/sft_cot")                                # in this process
-    predictor = Predictor.load("http://localhost:8000/v1", run="runs/sft_cot")  # a server
+    predictor = Predictor.load("http://localhost:8000/v1", run_dir="runs/sft_cot")  # a server
     for report in predictor.predict(images):
         print(report.emotion, report.rationale)
 
@@ -40,7 +40,7 @@ from vlmface.infer.face_views import (
 )
 from vlmface.infer.local import Prediction
 from vlmface.infer.remote import open_remote_model
-from vlmface.prompts import Prompt, Question
+from vlmface.prompts import Prompt, PromptLike
 from vlmface.utils import image_conversion
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Predictor:
         cls,
         model: str | Path,
         *,
-        run: str | Path | None = None,
+        run_dir: str | Path | None = None,
         prompt: str | Path | Prompt | None = None,
         served_model_name: str | None = None,
         api_key_env: str | None = None,
@@ -110,8 +110,8 @@ class Predictor:
 
         Args:
             model: A run folder, a base model (with `prompt`), or the URL of an OpenAI-compatible
-                server (with `run` or `prompt`).
-            run: The folder of the run that the server serves.
+                server (with `run_dir` or `prompt`).
+            run_dir: The folder of the run that the server serves.
             prompt: Use this prompt only; a base model needs one.
             served_model_name: The model's name at a server that has several.
             api_key_env: The environment variable that holds the server's API key.
@@ -132,7 +132,7 @@ class Predictor:
         """
         if not is_url(model):
             server_options = {
-                "run": run,
+                "run_dir": run_dir,
                 "served_model_name": served_model_name,
                 "api_key_env": api_key_env,
                 "guided_decoding": guided_decoding or None,
@@ -157,15 +157,15 @@ class Predictor:
                 attempts=attempts,
                 request=dict(request or {}),
             )
-            run_manifest = None if run is None else manifest.load(run)[0]
-            remote = open_remote_model(endpoint, run, prompt, max_new_tokens, guided_decoding)
+            run_manifest = None if run_dir is None else manifest.load(run_dir)[0]
+            remote = open_remote_model(endpoint, run_dir, prompt, max_new_tokens, guided_decoding)
             backend = RemoteBackend(remote)
         return cls(
             backend,
             view_settings=ViewSettings.from_manifest(run_manifest),
             limitations=run_manifest.limitations if run_manifest else None,
             action_units=run_manifest.au_set if run_manifest else (),
-            name=Path(model).name if run is None else Path(run).name,
+            name=Path(model).name if run_dir is None else Path(run_dir).name,
         )
 
     def __enter__(self) -> Predictor:
@@ -387,7 +387,7 @@ class Predictor:
         tasks: Tasks,
         boxes: Any,
         faces: str | None,
-        predict_views: Callable[[Sequence[FaceView], Mapping[str, Question]], Sequence[Any]],
+        predict_views: Callable[[Sequence[FaceView], Mapping[str, PromptLike]], Sequence[Any]],
     ) -> Any:
         self._check_open()
         inputs, single = image_conversion.as_inputs(images)
@@ -477,7 +477,7 @@ class Predictor:
 
     # --- views and prompts ------------------------------------------------------------------------
 
-    def select_prompts(self, tasks: Tasks) -> dict[str, Question]:
+    def select_prompts(self, tasks: Tasks) -> dict[str, PromptLike]:
         """{task: prompt} of one task, some tasks, or by default all.
 
         Raises:
@@ -499,7 +499,7 @@ class Predictor:
     def predict_views(
         self,
         views: Sequence[FaceView],
-        prompts: Mapping[str, Question],
+        prompts: Mapping[str, PromptLike],
         batch_size: int = BATCH_SIZE,
     ) -> list[FaceReport]:
         """A report on each view; the model is not run on views without a face.
@@ -517,7 +517,7 @@ class Predictor:
     def try_predict_views(
         self,
         views: Sequence[FaceView],
-        prompts: Mapping[str, Question],
+        prompts: Mapping[str, PromptLike],
         batch_size: int = BATCH_SIZE,
     ) -> list[FaceReport | NoAnswerError]:
         """`predict_views`, with errors in place of the reports on views without an answer."""
@@ -538,7 +538,7 @@ class Predictor:
             reports.append(errors[0] if errors else self._report(view, prompts, predictions))
         return reports
 
-    async def apredict_view(self, view: FaceView, prompts: Mapping[str, Question]) -> FaceReport:
+    async def apredict_view(self, view: FaceView, prompts: Mapping[str, PromptLike]) -> FaceReport:
         """`predict_views` of one view, for many concurrent callers; raises as `apredict`."""
         self._check_open()
         if not self._can_predict(view):
@@ -549,7 +549,7 @@ class Predictor:
         return self._report(view, prompts, dict(zip(prompts, predictions, strict=True)))
 
     def stream_view(
-        self, view: FaceView, prompts: Mapping[str, Question]
+        self, view: FaceView, prompts: Mapping[str, PromptLike]
     ) -> Iterator[str | FaceReport]:
         """`stream` of one view and one prompt."""
         self._check_open()
@@ -568,7 +568,7 @@ class Predictor:
     def _report(
         self,
         view: FaceView,
-        prompts: Mapping[str, Question],
+        prompts: Mapping[str, PromptLike],
         predictions: dict[str, Prediction] | None = None,
     ) -> FaceReport:
         """`predictions` is None if the model was not run."""

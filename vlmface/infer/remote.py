@@ -55,7 +55,7 @@ class RemoteModel:
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         request: dict[str, Any] = {"temperature": 0, "max_tokens": self.max_new_tokens}
         if self.guided_decoding:
-            pattern = answers.constraint_regex(prompt.space, prompt.form)
+            pattern = answers.constraint_regex(prompt.space, prompt.format)
             request["structured_outputs"] = {"regex": pattern}
         return request
 
@@ -89,7 +89,7 @@ class RemoteModel:
                 received.refusal + piece.refusal,
                 piece.finish_reason or received.finish_reason,
             )
-            yield received.text(prompt.form)
+            yield received.text(prompt.format)
         # A stream that ends without a finish_reason was cut off.
         complete = received.complete(self.max_new_tokens, self.max_new_tokens)
         yield _prediction(prompt, received, time.perf_counter() - start_time, complete)
@@ -102,7 +102,7 @@ class RemoteModel:
 def _prediction(
     prompt: Prompt, completion: Completion, latency_s: float, complete: bool
 ) -> Prediction:
-    text = completion.text(prompt.form)
+    text = completion.text(prompt.format)
     refusal = answers.Answer(None, (), "refused", "")
     answer = refusal if completion.refused else prompt.parse(text)
     return Prediction(text, answer, None, latency_s, complete)
@@ -110,7 +110,7 @@ def _prediction(
 
 def open_remote_model(
     endpoint: Endpoint,
-    run: str | Path | None,
+    run_dir: str | Path | None,
     prompt: str | Path | Prompt | None,
     max_new_tokens: int | None = None,
     guided_decoding: bool = False,
@@ -119,7 +119,7 @@ def open_remote_model(
 
     Args:
         endpoint: If it names no model, the only one there is used.
-        run: The folder of the run that is served.
+        run_dir: The folder of the run that is served.
         prompt: The prompt to use; by default all prompts of the run.
         max_new_tokens: Overrides the limit in the manifest.
         guided_decoding: See `RemoteModel`.
@@ -128,22 +128,22 @@ def open_remote_model(
         The model with its prompts.
 
     Raises:
-        UserError: The endpoint does not respond, or neither `run` nor `prompt` was given.
+        UserError: The endpoint does not respond, or neither `run_dir` nor `prompt` was given.
     """
     padding = None
-    if run is not None:
-        run_manifest, run_prompts = manifest.load(run)
-        padding = padding_colour(run)
+    if run_dir is not None:
+        run_manifest, run_prompts = manifest.load(run_dir)
+        padding = padding_colour(run_dir)
         if prompt is not None:
-            run_prompts = [manifest.select_prompt(run_prompts, prompt, run)]
+            run_prompts = [manifest.select_prompt(run_prompts, prompt, run_dir)]
         limit = max_new_tokens or run_manifest.generation["max_new_tokens"]
-        endpoint = replace(endpoint, request=request_fields(run) | endpoint.request)
+        endpoint = replace(endpoint, request=request_fields(run_dir) | endpoint.request)
     elif prompt is not None:
         run_prompts = [prompt if isinstance(prompt, Prompt) else prompts.load(prompt)]
         limit = max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     else:
         raise UserError(
-            "a server does not report which prompts its model was trained on: give --run, the "
+            "a server does not report which prompts its model was trained on: give --run_dir, the "
             "folder of the run that it serves, or --prompt"
         )
     endpoint.check()
@@ -156,23 +156,23 @@ def open_remote_model(
 NEUTRAL_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-def request_fields(run: str | Path) -> dict[str, Any]:
+def request_fields(run_dir: str | Path) -> dict[str, Any]:
     """The request fields with which vLLM encodes, generates and stops as in training."""
-    run_manifest, _ = manifest.load(run)
+    run_manifest, _ = manifest.load(run_dir)
     family = families.get(run_manifest.family)
-    processor = families.load_processor(family, run)
+    processor = families.load_processor(family, run_dir)
     flags = family.vllm_flags(
-        processor, max_length=run_manifest.max_length, policy=run_manifest.trainable
+        processor, max_length=run_manifest.max_length, trainable=run_manifest.trainable
     )
     stops = list(family.stop_token_ids(processor))
     return {**NEUTRAL_SAMPLING, **flags["extra_body"], "stop_token_ids": stops}
 
 
-def padding_colour(run: str | Path) -> tuple[int, ...] | None:
+def padding_colour(run_dir: str | Path) -> tuple[int, ...] | None:
     """The colour that images are padded with before they are sent to a server."""
-    run_manifest, _ = manifest.load(run)
+    run_manifest, _ = manifest.load(run_dir)
     family = families.get(run_manifest.family)
-    return family.padding(family.load_processor(run))
+    return family.padding(family.load_processor(run_dir))
 
 
 def image_uris(images: ImageOrImages, padding: tuple[int, ...] | None) -> list[str]:
@@ -209,7 +209,8 @@ def only_model_name(endpoint: Endpoint) -> str:
         ) from None
     if len(names) != 1:
         raise UserError(
-            f"{endpoint.url} serves {', '.join(names) or 'nothing'}: choose one with --served"
+            f"{endpoint.url} serves {', '.join(names) or 'nothing'}: choose one with "
+            "--served_model_name"
         )
     return names[0]
 

@@ -26,21 +26,21 @@ def true_aus(row: Row, au_set: Sequence[int]) -> tuple[set[int], set[int]] | Non
         return None
     annotated = row["truth"].get("annotated_aus")
     present = {int(au) for au, intensity in aus.items() if intensity is None or intensity > 0}
-    known = set(au_set) if annotated is None else set(au_set) & set(annotated)
-    return present & known, known
+    annotated_aus = set(au_set) if annotated is None else set(au_set) & set(annotated)
+    return present & annotated_aus, annotated_aus
 
 
 def count_aus(rows: Sequence[Row], au_set: Sequence[int]) -> Array:
     """(rows, AUs, 3): hit, false alarm, miss of each row and AU; all 0 where not annotated."""
-    place = {au: j for j, au in enumerate(au_set)}
+    index_of = {au: j for j, au in enumerate(au_set)}
     entries: list[tuple[int, int, int]] = []
     for i, row in enumerate(rows):
         if (labels := true_aus(row, au_set)) is None:
             continue
-        present, known = labels
-        named = known.intersection(row["aus"] or ())
-        entries += [(i, place[au], 0 if au in present else 1) for au in named]
-        entries += [(i, place[au], 2) for au in present if au not in named]
+        present, annotated_aus = labels
+        predicted = annotated_aus.intersection(row["aus"] or ())
+        entries += [(i, index_of[au], 0 if au in present else 1) for au in predicted]
+        entries += [(i, index_of[au], 2) for au in present if au not in predicted]
     counts = np.zeros((len(rows), len(au_set), 3))
     if entries:
         counts[tuple(np.array(entries).T)] = 1

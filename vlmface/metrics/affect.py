@@ -67,7 +67,7 @@ def ccc(total: Array) -> Array:
     unit="",
     scale=1,
     digits=3,
-    listed=False,
+    in_tables=False,
 )
 def rmse(total: Array) -> Array:
     """Root mean squared error, in the unit of the scale."""

@@ -29,14 +29,18 @@ def calibration(
         {"n", each of the `metrics`, "bins", "reliability": [{"count", "confidence", "accuracy"},
         ...] of each bin}; None without such rows, and where a face has several labels.
     """
-    known = [row for row in rows if row.get("probabilities") and truth(row, space) is not None]
-    if not known or space.several:
+    scored_rows = [
+        row for row in rows if row.get("probabilities") and truth(row, space) is not None
+    ]
+    if not scored_rows or space.multi_label:
         return None
-    table = [[row["probabilities"].get(label, 0.0) for label in space.labels] for row in known]
-    true = [space.labels.index(str(truth(row, space))) for row in known]
+    table = [
+        [row["probabilities"].get(label, 0.0) for label in space.labels] for row in scored_rows
+    ]
+    true = [space.labels.index(str(truth(row, space))) for row in scored_rows]
     bins = measures.reliability(*measures.top_label(table, true))
     return {
-        "n": len(known),
+        "n": len(scored_rows),
         **{metric.key: metric.function(table, true) for metric in of_kind(metrics, "calibration")},
         "bins": measures.ECE_BINS,
         "reliability": [
@@ -73,7 +77,7 @@ def ece(probabilities: ArrayLike, truth: ArrayLike) -> float:
     unit="",
     scale=1,
     digits=2,
-    listed=False,
+    in_tables=False,
 )
 def nll(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Mean negative log-likelihood of the true label."""
@@ -88,7 +92,7 @@ def nll(probabilities: ArrayLike, truth: ArrayLike) -> float:
     unit="",
     scale=1,
     digits=3,
-    listed=False,
+    in_tables=False,
 )
 def brier(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Mean squared error of the probabilities, summed over the labels."""
@@ -99,7 +103,7 @@ def brier(probabilities: ArrayLike, truth: ArrayLike) -> float:
     "true label among the first two",
     applies_to="calibration",
     takes="probabilities",
-    listed=False,
+    in_tables=False,
 )
 def top2(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Share of the rows whose true label is one of the two most probable."""

@@ -80,12 +80,12 @@ def equalised_odds(confusions: Mapping[str, Array], labels: Sequence[str]) -> di
             for k in np.flatnonzero((few >= FEW) & (less >= FEW)).tolist():
                 difference = float(first[k] - second[k])
                 if worst is None or abs(difference) > worst["difference"]:
-                    named = [group, other] if difference >= 0 else [other, group]
+                    groups = [group, other] if difference >= 0 else [other, group]
                     worst = {
                         "difference": abs(difference),
                         "label": labels[k],
                         "rate": kind,
-                        "groups": named,
+                        "groups": groups,
                     }
     return worst
 
@@ -115,8 +115,8 @@ def _crossed(
     for words in sorted({row for row in rows if None not in row}):
         inside = np.array([row == words for row in rows]) & annotated
         if inside.any():
-            named = dict(zip(attributes, words, strict=True))
-            cells.append(named | _cell(inside, counts, interval))
+            words_of = dict(zip(attributes, words, strict=True))
+            cells.append(words_of | _cell(inside, counts, interval))
     cells.sort(key=lambda cell: (cell["n"] < FEW, cell["accuracy"]))
     return {"intersections": cells}
 

@@ -206,9 +206,12 @@ def group_accuracy(predicted: ArrayLike, true: ArrayLike, edges: Sequence[float]
 
 def multilabel_f1(predicted: ArrayLike, present: ArrayLike) -> dict[str, float]:
     """{"f1_macro", "f1_micro"} of (N, C) flags, 0..1: `multilabel_scores` of their tally."""
-    named, true = _flags("predicted", predicted, 2), _flags("present", present, 2)
-    _same_shape(predicted=named, present=true)
-    tally = np.stack([(named & true).sum(0), (named & ~true).sum(0), (~named & true).sum(0)], -1)
+    predictions, true = _flags("predicted", predicted, 2), _flags("present", present, 2)
+    _same_shape(predicted=predictions, present=true)
+    tally = np.stack(
+        [(predictions & true).sum(0), (predictions & ~true).sum(0), (~predictions & true).sum(0)],
+        -1,
+    )
     return {name: float(value) for name, value in multilabel_scores(tally.astype(float)).items()}
 
 
@@ -292,7 +295,7 @@ def weighted_average_precision(scores: ArrayLike, present: ArrayLike, weights: A
 def mean_average_precision(
     scores: ArrayLike, present: ArrayLike, names: Sequence[str]
 ) -> dict[str, Any]:
-    """mAP, 0..1, of (N, C) scores and flags: {"map", "per_class": {name: AP}, "left_out": [name]}.
+    """mAP, 0..1, of (N, C) scores and flags: {"map", "per_class": {name: AP}, "skipped": [name]}.
 
     The mean over those of the C classes `names` that are present in a row at least; the others are
     left out, as their AP is not defined. Everingham et al., IJCV 2010.
@@ -301,18 +304,18 @@ def mean_average_precision(
     _same_shape(scores=values, present=true)
     if len(names) != values.shape[1]:
         raise UserError(f"scores are of {values.shape[1]} classes, but {len(names)} are named")
-    known = np.any(true, axis=0)
-    if not known.any():
+    has_positive = np.any(true, axis=0)
+    if not has_positive.any():
         raise UserError(f"none of {', '.join(names)} is present in a row: there is no mAP of them")
     per_class = {
         name: average_precision(values[:, i], true[:, i])
         for i, name in enumerate(names)
-        if known[i]
+        if has_positive[i]
     }
     return {
         "map": float(np.mean(list(per_class.values()))),
         "per_class": per_class,
-        "left_out": [name for i, name in enumerate(names) if not known[i]],
+        "skipped": [name for i, name in enumerate(names) if not has_positive[i]],
     }
 
 
@@ -344,14 +347,14 @@ def hit_rate(
     for words in answers:
         if isinstance(words, str):
             raise UserError(f"an answer is the text {words!r}: give a list of its words")
-    answered = [{_plain(word) for word in words} for words in answers]
+    answer_words = [{_plain(word) for word in words} for words in answers]
     true = [_plain(word) for word in truth]
     rates = []
     for grouping in groupings:
         group = {_plain(word): _plain(name) for word, name in grouping.items()}
         hits = sum(
-            group.get(word, word) in {group.get(named, named) for named in words}
-            for words, word in zip(answered, true, strict=True)
+            group.get(word, word) in {group.get(synonym, synonym) for synonym in words}
+            for words, word in zip(answer_words, true, strict=True)
         )
         rates.append(hits / len(true))
     return sum(rates) / len(rates)

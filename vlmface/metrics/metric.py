@@ -14,13 +14,12 @@ A benchmark file names it, `metrics: [my_metrics.py:says_why]`. It then is in me
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics.statistics import Array
 from vlmface.registry import Registry
@@ -117,7 +116,7 @@ class Metric:
         short_title: Its column beside published results; `title` by default.
         main: Whether it is in the markdown table and the pair matrices of comparisons.
         headline: Whether it is drawn over corruptions, and decides sweeps where none is named.
-        listed: Whether tables show it.
+        in_tables: Whether tables show it.
         summary: {kind: its part of the one-line summary} with {block}, {value}, {interval}.
         share: Of a share of rows, the (hits, totals) of each row from the counts (rows, D1, D2):
             its interval and test are then exact.
@@ -137,7 +136,7 @@ class Metric:
     short_title: str = ""
     main: bool = False
     headline: bool = False
-    listed: bool = True
+    in_tables: bool = True
     summary: Mapping[str, str] = field(default_factory=dict)
     share: Callable[[Array], tuple[Array, Array]] | None = None
 
@@ -153,11 +152,13 @@ class Metric:
         unknown = next((kind for kind in self.applies_to if kind not in KINDS), None)
         if unknown is not None:
             raise UserError(
-                f"metric {self.name} applies to {unknown!r}{did_you_mean(unknown, KINDS)}"
+                f"metric {self.name} applies to {unknown!r}{did_you_mean(unknown, KINDS)}: "
+                f"use one of {', '.join(KINDS)}"
             )
         if self.takes not in INPUTS:
             raise UserError(
-                f"metric {self.name} takes {self.takes!r}{did_you_mean(self.takes, INPUTS)}"
+                f"metric {self.name} takes {self.takes!r}{did_you_mean(self.takes, INPUTS)}: "
+                f"use one of {', '.join(INPUTS)}"
             )
         for kind in self.applies_to:
             allowed = _INPUTS_OF.get(kind, _USUAL_INPUTS)
@@ -223,8 +224,8 @@ def metric(
 
     def define(function: Callable[..., Any]) -> Metric:
         kinds = (applies_to,) if isinstance(applies_to, str) else tuple(applies_to)
-        named = {"name": function.__name__} | fields
-        return Metric(title=title, function=function, applies_to=kinds, **named)
+        values = {"name": function.__name__} | fields
+        return Metric(title=title, function=function, applies_to=kinds, **values)
 
     return define
 
@@ -308,13 +309,13 @@ class ScoredBlock:
 def scored_blocks(scores: Mapping[str, Any]) -> Iterator[ScoredBlock]:
     """The blocks that have intervals: emotion, each attribute, several labels a face, action units,
     valence and arousal, rationales."""
-    named: list[tuple[Kind, str, Any]] = [("emotion", "emotion", scores.get("emotion"))]
-    named += [("attributes", *item) for item in (scores.get("attributes") or {}).items()]
-    named.append(("labels", "labels that apply", scores.get("labels")))
-    named.append(("au", "action units", scores.get("au")))
-    named += [("affect", *item) for item in (scores.get("affect") or {}).items()]
-    named.append(("rationale", "rationale", scores.get("rationale")))
-    return (ScoredBlock(kind, title, block) for kind, title, block in named if block)
+    blocks: list[tuple[Kind, str, Any]] = [("emotion", "emotion", scores.get("emotion"))]
+    blocks += [("attributes", *item) for item in (scores.get("attributes") or {}).items()]
+    blocks.append(("labels", "labels that apply", scores.get("labels")))
+    blocks.append(("au", "action units", scores.get("au")))
+    blocks += [("affect", *item) for item in (scores.get("affect") or {}).items()]
+    blocks.append(("rationale", "rationale", scores.get("rationale")))
+    return (ScoredBlock(kind, title, block) for kind, title, block in blocks if block)
 
 
 def lookup(scores: Mapping[str, Any], definition: Metric) -> tuple[ScoredBlock, Any] | None:
@@ -323,9 +324,3 @@ def lookup(scores: Mapping[str, Any], definition: Metric) -> tuple[ScoredBlock, 
         if (value := block.get(definition)) is not None:
             return block, value
     return None
-
-
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest one, or all."""
-    near = difflib.get_close_matches(name, names, 1)
-    return f": did you mean {near[0]!r}?" if near else f": use one of {', '.join(names)}"

@@ -402,7 +402,7 @@ def _parts(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> Iter
 
 
 def _all_parts(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> Iterator[Part]:
-    if not scope.space.several:
+    if not scope.space.multi_label:
         labels = _label_part(rows, scope, metrics)
         yield labels
         yield from _further_parts(rows, scope, metrics, labels.kind, labels.path)
@@ -443,9 +443,9 @@ def _counted(
     shift: Shift | None = None,
 ) -> Counted:
     """The metrics of a kind that take sums of `counts`."""
-    chosen = [metric for metric in of_kind(metrics, kind) if metric.takes == "sums"]
-    functions = {metric.key: metric.function for metric in chosen}
-    shares = {metric.key: metric.share for metric in chosen if metric.share}
+    sum_metrics = [metric for metric in of_kind(metrics, kind) if metric.takes == "sums"]
+    functions = {metric.key: metric.function for metric in sum_metrics}
+    shares = {metric.key: metric.share for metric in sum_metrics if metric.share}
     return Counted(kind, path, functions, counts, _subjects(rows), shares, shift)
 
 
@@ -461,10 +461,10 @@ def _further_parts(
         if metric.takes == "row":
             yield _mean_part(rows, scope, metric, kind, path)
         elif metric.takes == "weights":
-            known = _annotated(rows) if kind == "labels" else rows
-            if known and (function := metric.function(known, scope)) is not None:
-                subjects = _subjects(known)
-                yield Reweighted(kind, path, metric, function, len(known), subjects)
+            annotated = _annotated(rows) if kind == "labels" else rows
+            if annotated and (function := metric.function(annotated, scope)) is not None:
+                subjects = _subjects(annotated)
+                yield Reweighted(kind, path, metric, function, len(annotated), subjects)
 
 
 def _mean_part(
@@ -507,9 +507,9 @@ def _of_answers(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) ->
     scores: dict[str, float] = {}
     for metric in of_kind(metrics, "answers"):
         values = [row_value(metric, row, scope) for row in rows]
-        known = [value for value in values if value is not None]
-        if known:
-            scores[metric.key] = float(np.mean(known))
+        defined = [value for value in values if value is not None]
+        if defined:
+            scores[metric.key] = float(np.mean(defined))
     return scores
 
 
@@ -544,12 +544,12 @@ def _details(part: Part, rows: Sequence[Row], scope: Scope, ci: bool) -> dict[st
 
 def _ranking_details(rows: Sequence[Row], scope: Scope) -> dict[str, Any]:
     """{"n", "per_label": {label: {"support", "ap"}}} of the annotated rows' ranking."""
-    known = _annotated(rows)
-    details: dict[str, Any] = {"n": len(known)}
-    values = multilabel.ranking(known, scope.space)
+    annotated = _annotated(rows)
+    details: dict[str, Any] = {"n": len(annotated)}
+    values = multilabel.ranking(annotated, scope.space)
     if values is not None:
-        flags = multilabel.present(known, scope.space)
-        (precisions,) = multilabel.average_precisions(values, flags, np.ones((1, len(known))))
+        flags = multilabel.present(annotated, scope.space)
+        (precisions,) = multilabel.average_precisions(values, flags, np.ones((1, len(annotated))))
         columns = {"support": flags.sum(0), "ap": precisions}
         details["per_label"] = _table(columns, scope.space.labels)
     return details
@@ -571,7 +571,7 @@ def _join(tree: dict[str, Any], path: tuple[str, ...], block: Mapping[str, Any])
 
 
 def _annotated(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if multilabel.true(row) is not None]
+    return [row for row in rows if multilabel.true_labels(row) is not None]
 
 
 def _subjects(rows: Sequence[Row]) -> list[str] | None:
@@ -596,12 +596,12 @@ def _too_few_rows(rows: int, subjects: Sequence[str] | None) -> str | None:
 
 
 def _per_class(confusion: Array, space: LabelSpace) -> dict[str, Any]:
-    answered = confusion[:, :-1].sum()
+    answer_count = confusion[:, :-1].sum()
     return {
         "n": int(confusion.sum()),
         "answered": {
-            "share": float(answered / confusion.sum()),
-            "accuracy": float(np.trace(confusion) / answered) if answered else None,
+            "share": float(answer_count / confusion.sum()),
+            "accuracy": float(np.trace(confusion) / answer_count) if answer_count else None,
         },
         "labels": list(space.labels),
         "confusion": confusion.astype(int).tolist(),
@@ -618,7 +618,9 @@ def _by_group(rows: Sequence[Row], space: LabelSpace, counts: Array, ci: bool) -
     }
 
     def interval(inside: NDArray[np.bool_]) -> dict[str, Any]:
-        subjects = _subjects([row for row, here in zip(rows, inside, strict=True) if here])
+        subjects = _subjects(
+            [row for row, is_member in zip(rows, inside, strict=True) if is_member]
+        )
         interval = share_interval(*right_and_known(counts[inside]), clusters=subjects)
         if interval is None:
             reason = too_few(_units(counts[inside], subjects), subjects is not None)

@@ -26,13 +26,13 @@ from vlmface.metrics.metric import Row, Scope, built_in
 from vlmface.metrics.statistics import Array
 
 
-def true(row: Row) -> tuple[str, ...] | None:
+def true_labels(row: Row) -> tuple[str, ...] | None:
     """The true labels, or None if the row is not annotated."""
     labels = row["truth"].get("labels")
     return None if labels is None else tuple(labels)
 
 
-def said(row: Row) -> tuple[str, ...]:
+def predicted_labels(row: Row) -> tuple[str, ...]:
     """The labels that count: only a `strict` or `lenient` answer has them."""
     return tuple(row.get("labels") or ()) if row["status"] in ("strict", "lenient") else ()
 
@@ -46,17 +46,17 @@ def counts(rows: Sequence[Row], space: LabelSpace) -> Array:
     """What each row adds to the sums, (rows, K + 1, 3): hit, false alarm, miss of each label, and
     in the last line its Jaccard index, whether it is an exact match, and 1; all 0 where it is not
     annotated. Raises UserError for a true label outside the space."""
-    place = {label: i for i, label in enumerate(space.labels)}
-    tallies = np.zeros((len(rows), len(place) + 1, 3))
+    index_of = {label: i for i, label in enumerate(space.labels)}
+    tallies = np.zeros((len(rows), len(index_of) + 1, 3))
     for tally, row in zip(tallies, rows, strict=True):
-        labels = true(row)
+        labels = true_labels(row)
         if labels is None:
             continue
         _check(row, labels, space)
-        answer = said(row)
+        answer = predicted_labels(row)
         for label in {*labels, *answer}:
             kind = 0 if label in labels and label in answer else 1 if label in answer else 2
-            tally[place[label], kind] = 1
+            tally[index_of[label], kind] = 1
         tally[-1] = measures.jaccard(answer, labels), set(answer) == set(labels), 1
     return tallies
 
@@ -78,8 +78,10 @@ def per_label(total: Array) -> dict[str, Array]:
 def present(rows: Sequence[Row], space: LabelSpace) -> Array:
     """Which labels each row has, (rows, K) of 0 and 1. Raises as `counts`."""
     for row in rows:
-        _check(row, true(row) or (), space)
-    return np.array([[label in (true(row) or ()) for label in space.labels] for row in rows], float)
+        _check(row, true_labels(row) or (), space)
+    return np.array(
+        [[label in (true_labels(row) or ()) for label in space.labels] for row in rows], float
+    )
 
 
 def ranking(rows: Sequence[Row], space: LabelSpace) -> Array | None:

@@ -164,8 +164,8 @@ def _sign_flip_test(changes: Array, sizes: Array, seed: int) -> Callable[[float]
     whole = np.array([changes.sum(), sizes.sum()])
 
     def p_of(supposed: float) -> float:
-        seen = abs(whole[0] - supposed * whole[1])
-        as_far = np.abs(flipped[:, 0] - supposed * flipped[:, 1]) >= seen - 1e-9
+        observed = abs(whole[0] - supposed * whole[1])
+        as_far = np.abs(flipped[:, 0] - supposed * flipped[:, 1]) >= observed - 1e-9
         return float((1 + as_far.sum()) / (FLIPS + 1))
 
     return p_of

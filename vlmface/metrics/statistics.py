@@ -82,14 +82,14 @@ def paired_bootstrap(
     if before.shape != after.shape:
         raise ValueError(f"counts of paired runs differ in shape: {before.shape}, {after.shape}")
     summed = [_by_cluster(array, clusters) for array in (before, after)]
-    drawn = [score(totals) for totals in _resample(summed, resamples, seed)]
+    scores = [score(totals) for totals in _resample(summed, resamples, seed)]
     whole = [score(array.sum(0)) for array in (before, after)]
     differences = {
         name: float(whole[1][name] - whole[0][name])
         for name in whole[0]
         if np.isfinite(whole[1][name] - whole[0][name])
     }
-    intervals = {name: _interval(drawn[1][name] - drawn[0][name]) for name in differences}
+    intervals = {name: _interval(scores[1][name] - scores[0][name]) for name in differences}
     intervals = _with_width(intervals, summed[1], score, shift)
     return {
         name: {"difference": difference} | ({"ci95": intervals[name]} if name in intervals else {})
@@ -121,9 +121,9 @@ def reweighted(
         for start in range(0, len(draws), step := max(1, _CHUNK // rows)):
             for name, values in score(draws[start : start + step, inside]).items():
                 parts.setdefault(name, []).append(values)
-    drawn = {name: np.concatenate(values) for name, values in parts.items()}
+    samples = {name: np.concatenate(values) for name, values in parts.items()}
     intervals = {
-        name: _interval(values) for name, values in drawn.items() if np.isfinite(values).any()
+        name: _interval(values) for name, values in samples.items() if np.isfinite(values).any()
     }
     return {name: [low, high] for name, (low, high) in intervals.items() if high - low > _NO_WIDTH}
 
@@ -160,8 +160,8 @@ def mean(
         return {"value": value, "ci95": [value - bound if signed or value else 0.0, value + bound]}
     # Far tails need more draws: fifty of them beyond either end, at least.
     resamples = max(resamples, round(100 / (1 - level)))
-    drawn = _resample([_by_cluster(counts, clusters)], resamples, seed)[0][:, 0]
-    return {"value": value, "ci95": _interval(drawn[:, 0] / drawn[:, 1], level)}
+    means = _resample([_by_cluster(counts, clusters)], resamples, seed)[0][:, 0]
+    return {"value": value, "ci95": _interval(means[:, 0] / means[:, 1], level)}
 
 
 def align(
@@ -213,12 +213,12 @@ def _resample(counts: Sequence[Array], resamples: int, seed: int) -> list[Array]
     if len(flat[0]) > MANY:
         # Most rows of large sets are alike. How often each kind is drawn is multinomial.
         both, times = np.unique(np.concatenate(flat, 1), axis=0, return_counts=True)
-        drawn = np.random.default_rng(seed).multinomial(
+        weights = np.random.default_rng(seed).multinomial(
             len(flat[0]), times / times.sum(), size=resamples
         )
         ends = np.cumsum([array.shape[1] for array in flat])[:-1]
         return [
-            (drawn @ kinds).reshape(resamples, *array.shape[1:])
+            (weights @ kinds).reshape(resamples, *array.shape[1:])
             for kinds, array in zip(np.split(both, ends, axis=1), counts, strict=True)
         ]
     parts = [[draws @ array for array in flat] for draws in _draws(len(flat[0]), resamples, seed)]
@@ -250,11 +250,11 @@ def _with_width(
         return {name: interval for name, interval in intervals.items() if name not in flat}
     totals = summed.sum(0)
     bound = zero_bound(int(summed.any((1, 2)).sum()))
-    seen, lower, higher = (score(shift(totals, share)) for share in (0.0, -bound, bound))
+    value, lower, higher = (score(shift(totals, share)) for share in (0.0, -bound, bound))
     widened = {
         name: [
-            intervals[name][0] - max(0.0, float(seen[name] - lower[name])),
-            intervals[name][1] + max(0.0, float(higher[name] - seen[name])),
+            intervals[name][0] - max(0.0, float(value[name] - lower[name])),
+            intervals[name][1] + max(0.0, float(higher[name] - value[name])),
         ]
         for name in flat
     }

@@ -22,7 +22,7 @@ from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.pipelines import steps
 from vlmface.run_dir import open_run, start_run
 from vlmface.train import checks
-from vlmface.train.clip.dataset import labelled
+from vlmface.train.clip.dataset import select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet
 from vlmface.train.clip.trainer import train
 from vlmface.utils import distributed
@@ -69,7 +69,7 @@ def train_and_evaluate(recipe: str, settings: Settings) -> None:
     started = start_run(settings, lambda: identity(rows, texts, sha))
 
     def predict(classifier: Classifier, name: str) -> list[dict[str, Any]]:
-        return answering.answer_kept(
+        return answering.predict_with(
             ClipModel(classifier, crops.parse_views(settings.views)),
             run_dir / name,
             evaluation.rows,
@@ -133,7 +133,7 @@ def prepare(settings: Settings) -> tuple[steps.Evaluation, Rows]:
     answering.scored_prompts(benchmark, [texts])
     baseline = benchmarks.load_baseline(benchmark)
     rows = load_rows(settings, benchmark)
-    labelled_rows, _, affects, _ = labelled(rows.training, texts)
+    labelled_rows, _, affects, _ = select_labelled(rows.training, texts)
     checks.warmup(settings, checks.steps(settings, len(labelled_rows)))
     if settings.affect != "none" and affects.isnan().all():
         raise UserError(
@@ -219,7 +219,7 @@ def interpolate(
     if isinstance(alpha, str):
         assert validation is not None
         if distributed.is_main():
-            held = HeldOutSet.of(
+            held = HeldOutSet.from_rows(
                 classifier, validation, settings.eval_batch_size, settings.cache_gib
             )
             result["wise"] = wise_choice(start, held)
@@ -304,7 +304,7 @@ def export(run_dir: str | Path, out: str | Path) -> None:
         "several views": shape.num_views > 1,
         "several frames": shape.num_frames > 1,
         "affect": shape.affect != "none",
-        "several labels": clip_run.prompt.several,
+        "several labels": clip_run.prompt.multi_label,
     }
     if more := [name for name, is_used in beyond.items() if is_used]:
         raise UserError(

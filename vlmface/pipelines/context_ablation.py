@@ -74,7 +74,9 @@ def run_vlm(settings: Settings) -> int:
         return sft.run(RECIPE, settings)
     distributed.check_processes(settings.num_processes)
     checks.check_machine(settings)
-    return run_ablation(settings, arms(settings), lambda arm: sft.run(RECIPE, arm))
+    return run_ablation(
+        settings, ablation_runs(settings), lambda run_settings: sft.run(RECIPE, run_settings)
+    )
 
 
 def run_clip(settings: ContextSettings) -> int:
@@ -92,15 +94,17 @@ def run_clip(settings: ContextSettings) -> int:
         return clip.run(RECIPE, settings)
     distributed.check_processes(settings.num_processes)
     checks.machine(settings)
-    return run_ablation(settings, clip_arms(settings), lambda arm: clip.run(RECIPE, arm))
+    return run_ablation(
+        settings, clip_ablation_runs(settings), lambda run_settings: clip.run(RECIPE, run_settings)
+    )
 
 
-def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) -> int:
+def run_ablation(settings: T, runs: Mapping[str, T], train: Callable[[T], int]) -> int:
     """Train one model after the other in its own folder, and compare them.
 
     Args:
         settings: Of the ablation.
-        arms: {folder: settings of its run}.
+        runs: {folder: settings of its run}.
         train: Trains and evaluates one run.
 
     Returns:
@@ -112,11 +116,11 @@ def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) 
         if not is_open:
             return 0
         start_run(settings, dict)
-        for name, arm in arms.items():
-            views = ", ".join(view.view for view in crops.parse_views(arm.views))
+        for name, run_settings in runs.items():
+            views = ", ".join(view.view for view in crops.parse_views(run_settings.views))
             print(f"--- {name}: {views}", flush=True)
-            train(arm)
-        print(table(conclude(folder)))
+            train(run_settings)
+        print(markdown_table(write_ablation(folder)))
         print(f"page: {folder / page}")
     return 0
 
@@ -124,14 +128,14 @@ def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) 
 # --- the runs of an ablation ----------------------------------------------------------------------
 
 
-def split(views: crops.Views) -> dict[str, list[crops.View]]:
+def split_views(views: crops.Views) -> dict[str, list[crops.View]]:
     """The views of each run of an ablation. Raises UserError in one of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "an ablation trains three models one after the other in one process: start each by "
             "itself under accelerate launch (views and prompt differ), then `vlmface compare` them"
         )
-    of_face = near(views) == "face"
+    of_face = subject_of_views(views) == "face"
     alone = [v for v in views if (v.is_face if of_face else v.view == "person")]
     return {
         "face": alone,
@@ -140,30 +144,30 @@ def split(views: crops.Views) -> dict[str, list[crops.View]]:
     }
 
 
-def near(views: crops.Views) -> Literal["face", "person"]:
+def subject_of_views(views: crops.Views) -> Literal["face", "person"]:
     """What the views show from near: the face or, where none does, the person."""
     return "face" if any(view.is_face for view in views) else "person"
 
 
-def arms(settings: Settings) -> dict[str, Settings]:
+def ablation_runs(settings: Settings) -> dict[str, Settings]:
     """The runs of an ablation by folder: the same data and seed, shown the views that cut out the
     face (or, where none does, the person), those that show what is around, or all. Raises
     UserError."""
     if len(settings.prompts) != 1:
         raise UserError(f"prompt is {settings.prompt}: an ablation has one prompt of both views")
     runs = {}
-    for name, chosen in split(crops.parse_views(settings.views)).items():
+    for name, views in split_views(crops.parse_views(settings.views)).items():
         prompt = settings.prompts[0] if name == "both" else settings.single_view_prompts.get(name)
-        if not chosen or not isinstance(prompt, str):
+        if not views or not isinstance(prompt, str):
             raise UserError(
-                f"the ablation's run {name} has {len(chosen)} view(s) and prompt {prompt!r}: give "
+                f"the ablation's run {name} has {len(views)} view(s) and prompt {prompt!r}: give "
                 "views a view that shows the face and one that does not cut it out, and "
                 "single_view_prompts: {face: PROMPT, scene: PROMPT}"
             )
         runs[name] = replace(
             settings,
             ablation=False,
-            views=crops.views_as_dicts(chosen),
+            views=crops.views_as_dicts(views),
             prompt=prompt,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -171,42 +175,42 @@ def arms(settings: Settings) -> dict[str, Settings]:
     return runs
 
 
-def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
-    """`arms` of a CLIP, whose texts are the same for all. Raises UserError."""
+def clip_ablation_runs(settings: ContextSettings) -> dict[str, ContextSettings]:
+    """`ablation_runs` of a CLIP, whose texts are the same for all. Raises UserError."""
     runs = {}
-    for name, chosen in split(crops.parse_views(settings.views)).items():
-        if not chosen:
+    for name, views in split_views(crops.parse_views(settings.views)).items():
+        if not views:
             raise UserError(
                 f"the ablation's run {name} has no view: give views a view that shows the face or "
                 "the person and one that shows what is around"
             )
         rates = dict(settings.learning_rates)
-        if len(chosen) == 1:  # nothing to fuse
+        if len(views) == 1:  # nothing to fuse
             rates.pop("fusion", None)
         runs[name] = replace(
             settings,
             ablation=False,
-            views=crops.views_as_dicts(chosen),
+            views=crops.views_as_dicts(views),
             learning_rates=rates,
             output_dir=str(Path(settings.output_dir) / name),
         )
     return runs
 
 
-def conclude(folder: str | Path) -> dict[str, Any]:
-    """Write ablation.json, ablation.md and ablation.html of the finished runs of `arms` in their
-    folder; returns `compare.compare` of them."""
+def write_ablation(folder: str | Path) -> dict[str, Any]:
+    """Write ablation.json, ablation.md and ablation.html of the finished runs of `ablation_runs` in
+    their folder; returns `compare.compare` of them."""
     folder = Path(folder)
-    read = {arm: compare.read(folder / arm) for arm in ARMS}
-    shown = near(crops.parse_views(read["face"].settings["views"]))
-    names = {"face": f"{shown} only", "scene": "context only", "both": "both"}
-    result = compare.compare([replace(run, name=names[arm]) for arm, run in read.items()])
+    runs = {arm: compare.read(folder / arm) for arm in ARMS}
+    subject = subject_of_views(crops.parse_views(runs["face"].settings["views"]))
+    names = {"face": f"{subject} only", "scene": "context only", "both": "both"}
+    result = compare.compare([replace(run, name=names[arm]) for arm, run in runs.items()])
     compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")
-    atomic_write(folder / f"{ABLATION}.md", table(result))
+    atomic_write(folder / f"{ABLATION}.md", markdown_table(result))
     return result
 
 
-def table(result: Mapping[str, Any]) -> str:
+def markdown_table(result: Mapping[str, Any]) -> str:
     """Accuracy and UAR of each arm (mAP, and Jaccard index of what was said, where a face may have
     several labels), per cent with 95 % intervals, and the differences between them on the same
     rows, as markdown."""

@@ -57,7 +57,7 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     predict = partial(evaluation.predict, settings=settings, processor=start.processor)
     before = predict(settings.init_from, run_dir / "predictions_before.jsonl")
     result = grpo.train(start, encoded, samples, used, settings)
-    result |= {"n": len(encoded), "left_out": skipped, **rows.shared_people}
+    result |= {"n": len(encoded), "skipped": skipped, **rows.shared_people}
     if distributed.is_main():
         data = steps.describe_data(settings, len(encoded), started["data"])
         grpo.write_manifest(start, settings, evaluation.au_set, data)

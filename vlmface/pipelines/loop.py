@@ -74,11 +74,11 @@ class Settings(Checked):
             raise UserError(
                 f"{name} has {', '.join(set_by_loop)}, which the loop sets: leave it out"
             )
-        file = config.find(str(fields.pop("config", DEFAULTS[name])))
+        file = config.find_config(str(fields.pop("config", DEFAULTS[name])))
         placeholders = {"output_dir": ""} | ({STARTS[name]: ""} if name in STARTS else {})
         try:
-            values = config.read(file) | placeholders | fields
-            settings = config.build(cls, values, where=file.name)
+            values = config.read_yaml(file) | placeholders | fields
+            settings = config.from_dict(cls, values, where=file.name)
             config.refuse_unused(settings, fields)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
@@ -186,7 +186,7 @@ def mixed_data(fields: Mapping[str, Any], synthetic: Path, folder: Path) -> dict
     Returns:
         Fields of the stage that name the mixture; `limitations` stay those of the first round.
     """
-    stored = config.read(config.find(str(fields.get("config", DEFAULTS["sft"]))))
+    stored = config.read_yaml(config.find_config(str(fields.get("config", DEFAULTS["sft"]))))
     values = stored | dict(fields)
     options = dict(values.get("dataset_options") or {})
     if (n := values.get("n_train")) is not None:

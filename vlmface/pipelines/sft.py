@@ -133,7 +133,7 @@ def load_model(settings: SFTSettings, processor: Any = None) -> Model:
     loaded_prompts = load_prompts(settings)
     base = manifest.resolve(settings.base_model)
     family = families.get(families.family_of(base))
-    checks.check_policy(settings, family)
+    checks.check_trainable(settings, family)
     if processor is None:
         processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)
@@ -148,7 +148,7 @@ def describe_model(settings: SFTSettings, model: Model) -> sft.TrainedModel:
         family=model.family,
         processor=model.processor,
         prompts=model.prompts,
-        policy=settings.policy,
+        trainable=settings.trainable,
         views=settings.views,
         num_frames=settings.num_frames,
         max_length=settings.max_length,
@@ -230,12 +230,12 @@ def encode_tasks(
         samples, processor, family, model.prompts, max_length=settings.max_length, seed=seed
     )
     if settings.balance_by == "none":
-        chosen = [np.arange(len(samples)) for _ in model.prompts]
+        row_indices = [np.arange(len(samples)) for _ in model.prompts]
     else:
         labels = task_sampling.row_labels(samples, model.prompts)
-        chosen = task_sampling.select_rows(labels, settings.balance_by, seed)
+        row_indices = task_sampling.select_rows(labels, settings.balance_by, seed)
     tasks = []
-    for prompt, index in zip(model.prompts, chosen, strict=True):
+    for prompt, index in zip(model.prompts, row_indices, strict=True):
         rows, skipped = encode_rows(
             samples.select(index), processor, family, prompt, max_length=max_length, seed=seed
         )
@@ -274,4 +274,4 @@ def describe_rows(tasks: Sequence[Task], n: int) -> dict[str, Any]:
         prefix = f"{task.name}: " if several or task.prompt is None else ""
         skipped.update({f"{prefix}{reason}": count for reason, count in task.skipped.items()})
     by_prompt = {task.name: len(task.rows) for task in of_prompts}
-    return {"n": n, "n_by_prompt": by_prompt, "left_out": dict(skipped)}
+    return {"n": n, "n_by_prompt": by_prompt, "skipped": dict(skipped)}

@@ -99,7 +99,7 @@ class Evaluation:
             settings: Of the recipe: max_new_tokens and eval_batch_size.
             processor: Of a base model, as it is trained with.
         """
-        return answering.answer_once(
+        return answering.predict_cached(
             model,
             path,
             rows=self.rows,
@@ -127,7 +127,7 @@ class Evaluation:
             training: For metrics.json: what training returned, and the rows it used.
         """
         training["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
-        evaluation.conclude(
+        evaluation.write_run_results(
             run_dir,
             models,
             *predictions,
@@ -148,10 +148,14 @@ def describe_data(settings: Any, n: int, fingerprint: str) -> dict[str, Any]:
         n: Number of rows that were trained on, after those that had to be skipped.
         fingerprint: Of the data set.
     """
+    file = {}
+    if data.is_dataset_file(settings.dataset):
+        file = {"file": data.dataset_module(settings.dataset).to_mapping()}
     return {
         "name": settings.dataset,
         "split": settings.dataset_split,
         "n": n,
         "options": settings.dataset_options,
         "fingerprint": fingerprint,
+        **file,
     }

@@ -30,7 +30,7 @@ from vlmface.metrics import metrics
 from vlmface.metrics.shares import in_brackets
 from vlmface.schema import FaceSample
 from vlmface.train import checks
-from vlmface.train.clip.dataset import ImageDataset, labelled
+from vlmface.train.clip.dataset import ImageDataset, select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet
 from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import ClassifierWithLoss, RowNumbers, all_features, train_on
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 
     from vlmface.clip.model import Clip
 
-RESULT, TABLE = "needs_time.json", "needs_time.md"
+RESULT, TABLE = "temporal_ablation.json", "temporal_ablation.md"
 CLIP, MEAN = "clip", "mean"
 
 
 def main(argv: Sequence[str]) -> int:
-    """`eval/clips.py`."""
-    distributed.check_alone("eval/clips.py")
+    """`eval/temporal_ablation.py`."""
+    distributed.check_alone("eval/temporal_ablation.py")
     usage = "Settings are those of recipes/clip_finetune.py; the model must have time: transformer."
-    settings = config.parse(Settings, argv, default="clip_temporal_tiny", usage=usage)
+    settings = config.load_config(Settings, argv, default="clip_temporal_tiny", usage=usage)
     _check(settings)
     checks.machine(settings)
     distributed.set_cpu_threads()
@@ -60,10 +60,10 @@ def main(argv: Sequence[str]) -> int:
             return 0
         parts, truths, identity = load(settings)
         run_dir.start_run(settings, lambda: identity)
-        found = compare(settings, parts, truths)
-        atomic_write(folder / TABLE, table(found))
-        atomic_write(folder / RESULT, json.dumps(found, indent=2) + "\n")
-        print(table(found))
+        result = compare(settings, parts, truths)
+        atomic_write(folder / TABLE, markdown_table(result))
+        atomic_write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+        print(markdown_table(result))
     return 0
 
 
@@ -92,27 +92,29 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str
     what metrics need to know, "id", "subject" and "truth"; and what must be the same when the run
     is resumed (`run_dir.start_run`)."""
     benchmark = benchmarks.load_benchmark(settings.benchmark)
-    asked = label_texts.load(settings.prompt)
-    answering.scored_prompts(benchmark, [asked])
+    texts = label_texts.load(settings.prompt)
+    answering.scored_prompts(benchmark, [texts])
     root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
     views = crops.parse_views(settings.views)
     splits = ((settings.dataset_split, settings.n_train), (str(settings.validation_split), None))
-    found = [
+    loaded = [
         data.load(settings.dataset, settings.dataset_root, split, n=n, **settings.dataset_options)
         for split, n in splits
     ]
-    identity: dict[str, Any] = {"data": [data.fingerprint(rows) for rows in found]}
-    found = [crop_cache.apply_views(rows, views, settings.num_frames) for rows in found]
-    found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.num_frames))
-    others = {"validation": (found[1], settings.dataset_root), "test": (found[2], root)}
-    checks.shared_people(found[0], settings.dataset_root, others)
-    checks.warmup(settings, checks.steps(settings, len(labelled(found[0], asked)[0])))
+    identity: dict[str, Any] = {"data": [data.fingerprint(rows) for rows in loaded]}
+    loaded = [crop_cache.apply_views(rows, views, settings.num_frames) for rows in loaded]
+    loaded.append(
+        benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.num_frames)
+    )
+    others = {"validation": (loaded[1], settings.dataset_root), "test": (loaded[2], root)}
+    checks.shared_people(loaded[0], settings.dataset_root, others)
+    checks.warmup(settings, checks.steps(settings, len(select_labelled(loaded[0], texts)[0])))
     clip = model.load_clip(settings.base_model, device=distributed.device())
     identity |= {
-        "test_data": data.fingerprint(found[-1], pictures=False),
+        "test_data": data.fingerprint(loaded[-1], pictures=False),
         "base_weights": model.weights_sha(clip),
     }
-    parts = [Part.of(rows, clip, asked, settings) for rows in found]
+    parts = [Part.from_rows(rows, clip, texts, settings) for rows in loaded]
     return parts, _truths(parts[2].rows, benchmark), identity
 
 
@@ -129,23 +131,23 @@ def compare(
     """
     frames = settings.num_frames
     models: dict[str, Any] = {}
-    said: dict[str, torch.Tensor] = {}
+    shares_of: dict[str, torch.Tensor] = {}
     for name in (CLIP, MEAN, *(f"frame {k}" for k in range(frames))):
-        models[name], said[name] = _one(name, settings, parts)
+        models[name], shares_of[name] = _train_model(name, settings, parts)
     singles = [models[f"frame {k}"]["validation_uar"] for k in range(frames)]
     best = singles.index(max(singles))
     space = label_texts.load(settings.prompt).space
-    rows = {name: _rows(shares, truths, space.labels) for name, shares in said.items()}
+    rows = {name: _rows(shares, truths, space.labels) for name, shares in shares_of.items()}
     for name in rows:
         block = metrics.label_block(rows[name], space)
         models[name]["test"] = {k: block[k] for k in ("accuracy", "uar", "ci95")}
     differences = {}
     for other in (f"frame {best}", MEAN):
-        found = metrics.block_of(metrics.compare(rows[other], rows[CLIP], space, ()), space)
-        assert found is not None
-        differences[f"{CLIP} - {other}"] = {k: found[k] for k in ("accuracy", "uar")}
+        changes = metrics.block_of(metrics.compare(rows[other], rows[CLIP], space, ()), space)
+        assert changes is not None
+        differences[f"{CLIP} - {other}"] = {k: changes[k] for k in ("accuracy", "uar")}
     middle = frames // 2
-    still = _still(settings, parts[2], middle, said[f"frame {middle}"])
+    still = _still_clips(settings, parts[2], middle, shares_of[f"frame {middle}"])
     return {
         "n": {
             name: len(part.targets)
@@ -170,14 +172,14 @@ class Part:
     features: torch.Tensor
 
     @classmethod
-    def of(
-        cls, rows: datasets.Dataset, clip: Clip, asked: label_texts.LabelTexts, settings: Settings
+    def from_rows(
+        cls, rows: datasets.Dataset, clip: Clip, texts: label_texts.LabelTexts, settings: Settings
     ) -> Part:
-        rows, targets, affects, _ = labelled(rows, asked)
+        rows, targets, affects, _ = select_labelled(rows, texts)
         features = all_features(clip, ImageDataset(rows, clip, 0), settings.eval_batch_size)
         return cls(rows, targets, affects, features)
 
-    def shown(self, name: str) -> torch.Tensor:
+    def features_for(self, name: str) -> torch.Tensor:
         """What a model is shown of the clips: (n, pictures, width)."""
         if name == CLIP:
             return self.features
@@ -187,27 +189,29 @@ class Part:
         return self.features[:, k : k + 1]
 
 
-def _one(
+def _train_model(
     name: str, settings: Settings, parts: Sequence[Part]
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """One model: ({"validation_uar", "epoch"}, probabilities (n, labels) on the test clips)."""
     folder = _folder(settings, name)
-    kept = folder / "answers.pt"
-    if kept.exists():  # written last
-        return tuple(torch.load(kept, weights_only=True))
-    classifier, own = _classifier(name, settings)
-    run_dir.start_in_folder(folder, own, {}, run_dir.RESUMABLE_CHANGES)
+    predictions_path = folder / "predictions.pt"
+    if predictions_path.exists():  # written last
+        return tuple(torch.load(predictions_path, weights_only=True))
+    classifier, model_settings = _classifier(name, settings)
+    run_dir.start_in_folder(folder, model_settings, {}, run_dir.RESUMABLE_CHANGES)
     train_part, held_part, test_part = parts
-    module = ClassifierWithLoss(classifier, train_part.targets, train_part.affects, own)
-    module.features = train_part.shown(name)
+    module = ClassifierWithLoss(classifier, train_part.targets, train_part.affects, model_settings)
+    module.features = train_part.features_for(name)
     held, test = (
-        HeldOutSet(classifier, part.targets, settings.eval_batch_size, features=part.shown(name))
+        HeldOutSet(
+            classifier, part.targets, settings.eval_batch_size, features=part.features_for(name)
+        )
         for part in (held_part, test_part)
     )
-    found = train_on(module, RowNumbers(len(train_part.targets)), own, held)
-    line = {"validation_uar": found["selected"]["uar"], "epoch": found["selected"]["epoch"]}
-    torch.save((line, test.shares()), folder / "answers.partial")
-    (folder / "answers.partial").rename(kept)
+    training = train_on(module, RowNumbers(len(train_part.targets)), model_settings, held)
+    line = {"validation_uar": training["selected"]["uar"], "epoch": training["selected"]["epoch"]}
+    torch.save((line, test.shares()), folder / "predictions.partial.pt")
+    (folder / "predictions.partial.pt").rename(predictions_path)
     return line, test.shares()
 
 
@@ -218,26 +222,28 @@ def _folder(settings: Settings, name: str) -> Path:
 def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
     """An untrained classifier, and its own settings."""
     set_seed(settings.seed)
-    own = dataclasses.replace(
+    model_settings = dataclasses.replace(
         settings,
         output_dir=str(_folder(settings, name)),
         checkpoint_selection="best",
         num_frames=settings.num_frames if name == CLIP else 1,
     )
     clip = model.load_clip(settings.base_model, device=distributed.device())
-    return Classifier(clip, label_texts.load(settings.prompt), own.shape(1)), own
+    return Classifier(
+        clip, label_texts.load(settings.prompt), model_settings.shape(1)
+    ), model_settings
 
 
-def _still(
+def _still_clips(
     settings: Settings, part: Part, middle: int, alone: torch.Tensor
 ) -> dict[str, float | int]:
     from vlmface.train.clip.model_selection import BEST, KeepBest
 
-    classifier, own = _classifier(CLIP, settings)
+    classifier, model_settings = _classifier(CLIP, settings)
     repeated = part.features[:, middle : middle + 1].repeat(1, settings.num_frames, 1)
     held = HeldOutSet(classifier, part.targets, settings.eval_batch_size, features=repeated)
-    assert (Path(own.output_dir) / "checkpoints" / BEST).exists()
-    KeepBest(Path(own.output_dir), held).restore()
+    assert (Path(model_settings.output_dir) / "checkpoints" / BEST).exists()
+    KeepBest(Path(model_settings.output_dir), held).restore()
     shares = held.shares()
     return {
         "frame": middle,
@@ -250,7 +256,8 @@ def _truths(rows: datasets.Dataset, benchmark: Any) -> list[dict[str, Any]]:
     hidden = [c for c in ("image", "frames", "images") if c in rows.column_names]
     samples = [FaceSample.from_row(row) for row in rows.remove_columns(hidden)]
     return [
-        {"id": s.id, "subject": s.subject, "truth": answering.truth(s, benchmark)} for s in samples
+        {"id": s.id, "subject": s.subject, "truth": answering.ground_truth(s, benchmark)}
+        for s in samples
     ]
 
 
@@ -269,30 +276,30 @@ def _rows(
     ]
 
 
-def table(found: Mapping[str, Any]) -> str:
+def markdown_table(result: Mapping[str, Any]) -> str:
     """The result in Markdown."""
     lines = [
-        f"Trained on {found['n']['train']} clips of {found['frames']} frames, chosen on "
-        f"{found['n']['validation']}, tested on {found['n']['test']}.",
+        f"Trained on {result['n']['train']} clips of {result['frames']} frames, chosen on "
+        f"{result['n']['validation']}, tested on {result['n']['test']}.",
         "",
         "| Shown | Validation UAR | Test accuracy | Test UAR |",
         "|---|---|---|---|",
     ]
-    for name, one in found["models"].items():
-        mark = " (best)" if name == f"frame {found['best_frame']}" else ""
-        test = one["test"]
+    for name, scores in result["models"].items():
+        mark = " (best)" if name == f"frame {result['best_frame']}" else ""
+        test = scores["test"]
         lines.append(
-            f"| {name}{mark} | {one['validation_uar']:.3f} | {_with(test, 'accuracy')} "
+            f"| {name}{mark} | {scores['validation_uar']:.3f} | {_with(test, 'accuracy')} "
             f"| {_with(test, 'uar')} |"
         )
     lines += ["", "| Difference | Accuracy | UAR |", "|---|---|---|"]
-    for name, one in found["differences"].items():
+    for name, scores in result["differences"].items():
         cells = (
-            f"{one[k]['difference']:+.3f}{in_brackets(one[k].get('ci95'), '+.3f')}"
+            f"{scores[k]['difference']:+.3f}{in_brackets(scores[k].get('ci95'), '+.3f')}"
             for k in ("accuracy", "uar")
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    still = found["still"]
+    still = result["still"]
     lines += [
         "",
         f"Shown clips that stand still in frame {still['frame']}, the model of clips says what the "

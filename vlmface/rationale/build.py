@@ -144,7 +144,7 @@ def _is_complete(settings: BuildSettings, output: Path) -> bool:
         raise UserError(f"{output} holds other files than a build: use another --output_dir")
     if settings.overwrite:
         return False  # it is replaced when the new build is finished
-    config.compare(settings, output, free=_RESUMABLE_CHANGES)
+    config.check_config(settings, output, ignore=_RESUMABLE_CHANGES)
     return True
 
 
@@ -187,10 +187,10 @@ def _sampler(settings: BuildSettings, space: label_spaces.LabelSpace) -> self_tr
     else:
         sampler = self_training.LocalSampler(settings)
     prompt = sampler.prompt
-    if prompt.space.id != space.id or prompt.form not in teacher_prompts.FORMS:
+    if prompt.space.id != space.id or prompt.format not in teacher_prompts.FORMS:
         raise UserError(
-            f"prompt {prompt.id} is for {prompt.space.id} in the form {prompt.form}: rationales "
-            f"are written by prompts for {space.id} in a form of "
+            f"prompt {prompt.id} is for {prompt.space.id} in the format {prompt.format}: "
+            f"rationales are written by prompts for {space.id} in a format of "
             f"{', '.join(teacher_prompts.FORMS)}"
         )
     return sampler
@@ -287,7 +287,7 @@ def _by_teacher(
     settings, space, prompt = context.settings, context.space, teacher.prompt
 
     def judge(text: str, truth: GroundTruth) -> Verdict:
-        return verify.check(text, truth, space, prompt.form, settings.limits)
+        return verify.check(text, truth, space, prompt.format, settings.limits)
 
     with Journal(context.work / "answers.jsonl") as journal:
         pending = [face for face in faces if face[1] not in journal.records]

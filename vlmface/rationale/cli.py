@@ -18,11 +18,11 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=build_command)
     add = parser.add_argument
     add("--dataset", required=True, help="name of the data set, or a .yaml file")
-    add("--dataset_root", help="folder of your copy, as its owners distribute it (synth has none)")
-    add("--dataset_split", default="train")
+    add("--dataset-root", help="folder of your copy, as its owners distribute it (synth has none)")
+    add("--dataset-split", default="train")
     add("--n", help="number of faces (default: all)")
     add(
-        "--dataset_options",
+        "--dataset-options",
         nargs="+",
         action="extend",
         default=[],
@@ -30,19 +30,19 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         help="options of the data set, such as seed=1",
     )
     add(
-        "--output_dir",
+        "--output-dir",
         required=True,
         help="folder to write: data set, README.md, rationale.html",
     )
     add("--writer", choices=("rules", "teacher", "model"), default="rules")
-    add("--label_space", default="emotion8")
+    add("--label-space", default="emotion8")
     add(
         "--aus",
         metavar="MODULE:FUNCTION",
         help="estimator for faces without annotated AUs: image -> {au: 0..5}",
     )
     add(
-        "--au_threshold",
+        "--au-threshold",
         default=1.0,
         help="least intensity of an estimated AU that is present (default 1)",
     )
@@ -81,7 +81,7 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         help="do not send it; texts that conclude another emotion are rejected",
     )
     add("--prompt", help="teacher prompt, prompts/teacher/NAME.yaml, or the model's own prompt")
-    add("--api_key_env", metavar="NAME", help="environment variable that holds the API key")
+    add("--api-key-env", metavar="NAME", help="environment variable that holds the API key")
     add("--concurrency", default=8, help="requests at a time (default 8)")
     add("--timeout", default=120.0, help="seconds for one request (default 120)")
     add("--attempts", default=6, help="tries of one request (default 6)")
@@ -94,9 +94,9 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="fields of each request, such as temperature=0; null removes a field",
     )
-    add("--image_side", default=768, help="larger pictures are reduced to this")
-    add("--price_in", help="price of a million prompt tokens")
-    add("--price_out", help="price of a million completion tokens")
+    add("--image-side", default=768, help="larger pictures are reduced to this")
+    add("--price-in", help="price of a million prompt tokens")
+    add("--price-out", help="price of a million completion tokens")
 
 
 def _add_model_writer(parser: argparse.ArgumentParser) -> None:
@@ -104,37 +104,37 @@ def _add_model_writer(parser: argparse.ArgumentParser) -> None:
         "model writer", "A trained model answers each face several times; recipes/synthesize.py."
     )
     add = group.add_argument
-    add("--num_samples", default=8, help="answers to each face (default 8)")
+    add("--num-samples", default=8, help="answers to each face (default 8)")
     add("--temperature", default=1.0)
-    add("--top_p", default=1.0)
+    add("--top-p", default=1.0)
     add(
-        "--label_source",
+        "--label-source",
         choices=("annotated", "vote"),
         default="annotated",
         help="vote: ignore the annotated labels",
     )
-    add("--min_agreement", default=0.5, help="share of the answers (default 0.5)")
+    add("--min-agreement", default=0.5, help="share of the answers (default 0.5)")
     add(
-        "--max_label_ratio",
+        "--max-label-ratio",
         help="most texts of an emotion, as a multiple of those of the rarest one",
     )
-    add("--batch_size", default=16, help="faces at a time, without an endpoint")
+    add("--batch-size", default=16, help="faces at a time, without an endpoint")
 
 
 def _add_verifier(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("verifier")
     add = group.add_argument
-    add("--min_precision", default=1.0, help="of the AUs named (default 1)")
-    add("--min_recall", default=1.0, help="of the AUs that are present (default 1)")
-    add("--max_words", default=150)
+    add("--min-precision", default=1.0, help="of the AUs named (default 1)")
+    add("--min-recall", default=1.0, help="of the AUs that are present (default 1)")
+    add("--max-words", default=150)
     add(
         "--duplicates",
         choices=("report", "reject"),
         default="report",
         help="count texts that nearly repeat an earlier one (default), or reject them",
     )
-    add("--duplicate_threshold", default=0.85, help="least similarity of near duplicates")
-    add("--num_page_examples", default=12, help="faces on the page, kept and rejected each")
+    add("--duplicate-threshold", default=0.85, help="least similarity of near duplicates")
+    add("--num-page-examples", default=12, help="faces on the page, kept and rejected each")
 
 
 def build_command(arguments: argparse.Namespace) -> int:
@@ -147,7 +147,7 @@ def build_command(arguments: argparse.Namespace) -> int:
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(BuildSettings)}
     values["dataset_options"] = data.parse_options(arguments.dataset, arguments.dataset_options)
     values["request"] = config.fields("request", arguments.request) if arguments.request else {}
-    settings = config.build(BuildSettings, values, where="the command line")
+    settings = config.from_dict(BuildSettings, values, where="the command line")
     return print_summary(build(settings), arguments.output_dir)
 
 

@@ -41,7 +41,7 @@ class GroundTruth:
 
 def label_of(sample: FaceSample, space: LabelSpace) -> str | None:
     """The sample's emotion as a label of `space`, None if there is none."""
-    return space.canonical(sample.emotion) if sample.emotion else None
+    return space.match(sample.emotion) if sample.emotion else None
 
 
 def annotated_truth(sample: FaceSample, label: str) -> GroundTruth | None:

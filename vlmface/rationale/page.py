@@ -74,12 +74,12 @@ def _render(template: str, summary: Mapping[str, Any], **values: Any) -> str:
 
 
 def _card(rationale: WrittenRationale, image: Image.Image | None) -> dict[str, Any]:
-    named = set(rationale.verdict.answer.aus)
+    predicted = set(rationale.verdict.answer.aus)
     present = set(rationale.truth.aus)
     chips = []
-    for au in facs.top_down(present | named):
+    for au in facs.top_down(present | predicted):
         intensity = rationale.truth.aus.get(au)
-        kind = ("found" if au in named else "missed") if au in present else "extra"
+        kind = ("found" if au in predicted else "missed") if au in present else "extra"
         grade = "" if intensity is None else f", {facs.GRADES[facs.grade(intensity) - 1]}"
         chips.append(
             {"au": facs.name(au), "kind": kind, "title": f"{facs.AUS[au].name}{grade}: {kind}"}
@@ -90,7 +90,7 @@ def _card(rationale: WrittenRationale, image: Image.Image | None) -> dict[str, A
         "id": rationale.id,
         "label": rationale.truth.label or "none",
         "agreement": record.get("agreement"),
-        "known": record.get("known"),
+        "known_label": record.get("known_label"),
         "answer": verdict.answer.label,
         "chips": chips,
         "text": verdict.body or rationale.text,

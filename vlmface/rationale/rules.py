@@ -126,7 +126,7 @@ def write(
     aus: Mapping[int, float | None],
     emotion: str,
     *,
-    form: str = "think_answer",
+    format: str = "think_answer",
     seed: int = 0,
     body_only: bool = False,
     style: str = "plain",
@@ -136,9 +136,9 @@ def write(
     Args:
         aus: {AU: intensity 0..5, None if it was not graded}; 0 means absent.
         emotion: The label that the text concludes.
-        form: Of the completion.
+        format: Of the completion.
         seed: Of the random choices.
-        body_only: Return only the text, which is the same for every form, as in
+        body_only: Return only the text, which is the same for every format, as in
             `FaceSample.rationale`.
         style: "plain" or "varied".
 
@@ -146,7 +146,7 @@ def write(
         A completion, from which `answers.parse` reads the AUs and the emotion.
 
     Raises:
-        UserError: An AU, intensity, emotion, form or style does not exist.
+        UserError: An AU, intensity, emotion, format or style does not exist.
     """
     if emotion not in facs.PROTOTYPES:
         raise UserError(f"{emotion!r} is not an emotion: use one of {', '.join(facs.PROTOTYPES)}")
@@ -155,7 +155,7 @@ def write(
     return (
         body
         if body_only
-        else answers.completion_prefix(body, form) + emotion + answers.SUFFIX[form]
+        else answers.completion_prefix(body, format) + emotion + answers.SUFFIX[format]
     )
 
 

@@ -89,7 +89,7 @@ class Face:
     id: str
     label: str | None
     truth: GroundTruth | None
-    known: str | None
+    known_label: str | None
     box: list[float] | None
 
 
@@ -129,7 +129,7 @@ def select_rationale(
         "label": "annotated" if face.label else VOTED_LABEL,
         "agreement": round(vote.agreement, 4),
         "samples": len(texts),
-        "known": face.known,
+        "known_label": face.known_label,
     }
     return truth, texts[best], verdict, record
 
@@ -211,7 +211,7 @@ class RemoteSampler:
         from vlmface.infer.endpoint import NoAnswerError, chat, run_jobs
 
         settings = self.settings
-        _, form = message_builder(settings, self.prompt)
+        _, format = message_builder(settings, self.prompt)
 
         async def sample_face(client: httpx2.AsyncClient, face: Face) -> dict[str, Any]:
             uri = page.inline_jpeg(_load(load_image, face), settings.image_side)
@@ -222,7 +222,7 @@ class RemoteSampler:
                 "seed": _seed(settings.seed, face.index) % 2**31,
             }
             choices, usage = await chat(client, self.endpoint, build_messages(face, uri), request)
-            texts = [choice.text(form) for choice in choices]
+            texts = [choice.text(format) for choice in choices]
             if len(texts) < settings.num_samples:
                 raise NoAnswerError(
                     f"{len(texts)} answers instead of {settings.num_samples}: the server ignores "
@@ -280,13 +280,13 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
         prompt: The model's own prompt.
 
     Returns:
-        (builder of the messages for a face, form of the answers).
+        (builder of the messages for a face, format of the answers).
     """
     from vlmface.infer.endpoint import attach_images
 
     if not settings.show_label:
         messages = prompt.messages()
-        return lambda face, uri: attach_images(messages, [uri]) if uri else messages, prompt.form
+        return lambda face, uri: attach_images(messages, [uri]) if uri else messages, prompt.format
     teacher_prompt = teacher_prompts.load("with_label")
     space, limits = prompt.space, settings.limits
 
@@ -301,7 +301,7 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
             messages[-1]["content"][0] = {"type": "image"}
         return messages
 
-    return with_truth, teacher_prompt.form
+    return with_truth, teacher_prompt.format
 
 
 def prompt_facts(settings: BuildSettings, prompt: prompts.Prompt) -> dict[str, Any]:
@@ -324,7 +324,7 @@ def collect_faces(context: BuildContext) -> list[Face]:
     reason."""
     from tqdm import tqdm
 
-    faces, seen = [], set()
+    faces, digests = [], set()
     annotated = context.settings.label_source == "annotated"
     plain_rows = context.rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain_rows, "reading", unit="face")):
@@ -334,17 +334,17 @@ def collect_faces(context: BuildContext) -> list[Face]:
             context.skipped["no readable image"] += 1
             continue
         pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
-        if pixels in seen:
+        if pixels in digests:
             context.skipped["the picture of an earlier face"] += 1
             continue
-        seen.add(pixels)
-        known = ground_truth.label_of(sample, context.space)
-        label = known if annotated else None
-        if annotated and sample.emotion and known is None:
+        digests.add(pixels)
+        known_label = ground_truth.label_of(sample, context.space)
+        label = known_label if annotated else None
+        if annotated and sample.emotion and known_label is None:
             context.skipped["no label of the label space"] += 1
             continue
         truth = ground_truth.annotated_truth(sample, label) if label else None
-        faces.append(Face(index, sample.id, label, truth, known, sample.face_box))
+        faces.append(Face(index, sample.id, label, truth, known_label, sample.face_box))
     return faces
 
 
@@ -364,13 +364,13 @@ def write_rationales(context: BuildContext, sampler: Sampler) -> list[WrittenRat
 
     settings, space = context.settings, context.space
     faces = collect_faces(context)
-    build_messages, form = message_builder(settings, sampler.prompt)
+    build_messages, format = message_builder(settings, sampler.prompt)
 
     def parse(text: str) -> Answer:
-        return answers.parse(text, space, form)
+        return answers.parse(text, space, format)
 
     def judge(text: str, truth: GroundTruth) -> Verdict:
-        return verify.check(text, truth, space, form, settings.limits)
+        return verify.check(text, truth, space, format, settings.limits)
 
     rationales = []
     with Journal(context.work / "answers.jsonl") as journal:

@@ -136,11 +136,11 @@ def _vote_figures(
         "labels": Counter(r.record["label"] for r in accepted),
     }
     for name, group in (("all", [r for r in rationales if r.record]), ("kept", accepted)):
-        checked = [r for r in group if r.record["label"] == VOTED_LABEL and r.record["known"]]
+        checked = [r for r in group if r.record["label"] == VOTED_LABEL and r.record["known_label"]]
         figures[name] = {
             "agreement": _mean(r.record["agreement"] for r in group),
             "checked": len(checked),
-            "right": _mean(r.truth.label == r.record["known"] for r in checked),
+            "right": _mean(r.truth.label == r.record["known_label"] for r in checked),
         }
     return figures
 

@@ -80,7 +80,7 @@ class Teacher:
             record["prompt_tokens"] += usage.get("prompt_tokens") or 0
             record["completion_tokens"] += usage.get("completion_tokens") or 0
             record["requests_without_usage"] += not usage
-            text = first.text(self.prompt.form)
+            text = first.text(self.prompt.format)
             verdict = job.check(text)
             record["text"] = text
             if attempt == self.repairs or not self.prompt.may_repair(verdict):

@@ -32,7 +32,7 @@ class TeacherPrompt:
 
     id: str
     version: int
-    form: str
+    format: str
     user: str
     repair: str
     source: str
@@ -50,7 +50,7 @@ class TeacherPrompt:
     def sha(self, space: LabelSpace, limits: Limits) -> str:
         """12 hex digits over all that the teacher receives except the face and its labels."""
         all_aus = GroundTruth(space.labels[0], dict.fromkeys(facs.AU_NUMBERS, 3.0), frozenset())
-        content = [self.id, self.version, self.form, space.sha, self.repair]
+        content = [self.id, self.version, self.format, space.sha, self.repair]
         text = json.dumps([*content, self.messages(all_aus, space, limits, "")], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -106,21 +106,21 @@ def load(id_or_path: str | Path) -> TeacherPrompt:
         id_or_path: An id, such as "with_label", or the path of a YAML file.
 
     Raises:
-        UserError: The id, the form, a placeholder or a key is unknown, or a key is missing.
+        UserError: The id, the format, a placeholder or a key is unknown, or a key is missing.
     """
     path = Path(id_or_path)
     if path.suffix not in (".yaml", ".yml"):
         folder = resource("prompts/teacher")
         path = folder / f"{id_or_path}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise UserError(
-                f"unknown teacher prompt {str(id_or_path)!r}: use one of {known}, or the path "
+                f"unknown teacher prompt {str(id_or_path)!r}: use one of {names}, or the path "
                 "of a .yaml file"
             )
-    prompt = config.build(TeacherPrompt, config.read(path), where=str(path))
-    if prompt.form not in FORMS:
-        raise UserError(f"{path}: form is {prompt.form!r}, use one of {', '.join(FORMS)}")
+    prompt = config.from_dict(TeacherPrompt, config.read_yaml(path), where=str(path))
+    if prompt.format not in FORMS:
+        raise UserError(f"{path}: format is {prompt.format!r}, use one of {', '.join(FORMS)}")
     for text, allowed in ((prompt.user, _USER_PLACEHOLDERS), (prompt.repair, ("faults",))):
         for name in re.findall(r"\{(\w+)\}", text):
             if name not in allowed:

@@ -94,14 +94,14 @@ class BuildSettings(Checked):
 
     def check(self) -> None:
         """Raise UserError for options that are not valid."""
-        taken = {
+        reserved = {
             "n": "n",
             "root": "dataset_root",
             "split": "dataset_split",
             "name": "dataset",
         }
         option_checks.check_options(
-            self.dataset, self.dataset_options, taken=taken, where="dataset_options"
+            self.dataset, self.dataset_options, reserved=reserved, where="dataset_options"
         )
         if self.style not in rules.STYLES:
             raise UserError(f"unknown style {self.style!r}: use one of {', '.join(rules.STYLES)}")

@@ -21,7 +21,7 @@ from vlmface.rationale.ground_truth import GroundTruth
 # Reason -> predicate of "the text", in the order of tables.
 REASONS = {
     "refused": "declines to answer",
-    "unreadable": "is not in the required form: no single label, or no text before it",
+    "unreadable": "is not in the required format: no single label, or no text before it",
     "wrong_label": "concludes another emotion than the annotated one",
     "argues_otherwise": "mentions only other emotions than the one it concludes",
     "missing_au": "omits an action unit that the face shows",
@@ -72,7 +72,7 @@ class Verdict:
 
     Attributes:
         answer: The parsed text.
-        body: The rationale without the tags of its form.
+        body: The rationale without the tags of its format.
         precision: Of the AUs that it names, 1 if it names none.
         recall: Of the AUs that it names, 1 if none is present.
         faults: Empty if the text is kept.
@@ -94,7 +94,7 @@ class Verdict:
 
 
 def check(
-    text: str, truth: GroundTruth, space: LabelSpace, form: str, limits: Limits | None = None
+    text: str, truth: GroundTruth, space: LabelSpace, format: str, limits: Limits | None = None
 ) -> Verdict:
     """Compare a completion with the ground truth of its face.
 
@@ -102,18 +102,18 @@ def check(
         text: The completion.
         truth: The ground truth.
         space: Of the label.
-        form: "think_answer" or "three_part".
+        format: "think_answer" or "three_part".
         limits: The requirements, by default the strictest.
     """
     limits = limits or Limits()
-    answer = answers.parse(text, space, form)
+    answer = answers.parse(text, space, format)
     body = answer.rationale
-    named, present = set(answer.aus), set(truth.aus)
-    annotated = named & truth.coded
+    predicted, present = set(answer.aus), set(truth.aus)
+    annotated = predicted & truth.coded
     precision = len(annotated & present) / len(annotated) if annotated else 1.0
-    recall = len(named & present) / len(present) if present else 1.0
+    recall = len(predicted & present) / len(present) if present else 1.0
     faults = [
-        *_label_faults(answer, truth, space, form),
+        *_label_faults(answer, truth, space, format),
         *_au_faults(answer, truth, precision < limits.min_precision, recall < limits.min_recall),
     ]
     for au, phrase in contradictions(body):
@@ -132,13 +132,13 @@ def check(
 
 
 def _label_faults(
-    answer: answers.Answer, truth: GroundTruth, space: LabelSpace, form: str
+    answer: answers.Answer, truth: GroundTruth, space: LabelSpace, format: str
 ) -> Iterator[Fault]:
     body = answer.rationale
     if answer.status == "refused":
         yield Fault("refused", "You did not answer.")
     elif answer.label is None or not _fits_every_form(body, answer.label, space):
-        message = f"It is not in the asked form ({_pattern(form)}), with one label."
+        message = f"It is not in the asked format ({_pattern(format)}), with one label."
         yield Fault("unreadable", message)
     elif answer.label != truth.label:
         message = f"The expression is {truth.label}, not {answer.label}."
@@ -152,28 +152,28 @@ def _label_faults(
 def _au_faults(
     answer: answers.Answer, truth: GroundTruth, low_precision: bool, low_recall: bool
 ) -> Iterator[Fault]:
-    named, denied, present = set(answer.aus), set(answer.negated_aus), set(truth.aus)
-    if (missing := present - named - denied) and low_recall:
+    predicted, denied, present = set(answer.aus), set(answer.negated_aus), set(truth.aus)
+    if (missing := present - predicted - denied) and low_recall:
         yield Fault("missing_au", f"It leaves out {_name_aus(missing)}.")
     if wrong := denied & present:
         message = f"It says that {_name_aus(wrong)} would be absent, but the face shows it."
         yield Fault("denied_au", message)
-    if (extra := (named & truth.coded) - present) and low_precision:
+    if (extra := (predicted & truth.coded) - present) and low_precision:
         message = f"It names {_name_aus(extra)}, which the face does not show."
         yield Fault("hallucinated_au", message)
-    if unknown := (named | denied) - truth.coded:
+    if unknown := (predicted | denied) - truth.coded:
         message = f"It speaks of {_name_aus(unknown)}, which was not looked for."
         yield Fault("unchecked_au", message)
 
 
 def _fits_every_form(body: str, label: str, space: LabelSpace) -> bool:
-    """Whether prompts of both forms can be trained on the text."""
+    """Whether prompts of both formats can be trained on the text."""
     return bool(body) and all(
         answers.parse(
-            answers.completion_prefix(body, form) + label + answers.SUFFIX[form], space, form
+            answers.completion_prefix(body, format) + label + answers.SUFFIX[format], space, format
         ).status
         == "strict"
-        for form in ("think_answer", "three_part")
+        for format in ("think_answer", "three_part")
     )
 
 
@@ -181,8 +181,10 @@ def _emotions(body: str, space: LabelSpace) -> set[str]:
     return {space.index[word] for word in normalise(body).split() if word in space.index}
 
 
-def _pattern(form: str) -> str:
-    return answers.completion_prefix("...", form).replace("\n", " ") + "..." + answers.SUFFIX[form]
+def _pattern(format: str) -> str:
+    return (
+        answers.completion_prefix("...", format).replace("\n", " ") + "..." + answers.SUFFIX[format]
+    )
 
 
 def _name_aus(aus: Iterable[int]) -> str:

@@ -195,7 +195,7 @@ def _family_flags(
         vllm_flags = family.vllm_flags(
             families.load_processor(family, run),
             max_length=_max_model_length(run_manifest, run),
-            policy=run_manifest.trainable,
+            trainable=run_manifest.trainable,
             images=images,
         )
         if run_manifest.adapter and (vllm_flags["merge"] or _has_more_than_lora(run)):

@@ -75,7 +75,7 @@ def ambient_occlusion(vertices: np.ndarray, triangles: np.ndarray, rays: int = 1
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
     directions = np.random.default_rng(0).normal(size=(rays, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    seen, weight = np.zeros(len(vertices)), np.zeros(len(vertices))
+    visibility, weight = np.zeros(len(vertices)), np.zeros(len(vertices))
     origins = (vertices + 0.006 * normals).astype(np.float32)
     for direction in directions:
         cosine = normals @ direction
@@ -83,9 +83,9 @@ def ambient_occlusion(vertices: np.ndarray, triangles: np.ndarray, rays: int = 1
         hit = scene.run(
             origins[up], np.tile(direction, (up.sum(), 1)).astype(np.float32), query="DISTANCE"
         )
-        seen[up] += cosine[up] * np.clip(hit / 0.6, 0, 1)
+        visibility[up] += cosine[up] * np.clip(hit / 0.6, 0, 1)
         weight[up] += cosine[up]
-    return seen / np.maximum(weight, 1e-9)
+    return visibility / np.maximum(weight, 1e-9)
 
 
 def build(wheel: Path, out: Path) -> None:

@@ -108,10 +108,10 @@ class ClipSample:
             for au in episode.expression.aus:
                 course = episode.course(times, au)
                 for k in np.flatnonzero(course > 0):
-                    for drawn, full in zip(
+                    for frame, full in zip(
                         frames[k], (episode.expression.left, episode.expression.right), strict=True
                     ):
-                        drawn[au] = max(drawn.get(au, 0.0), float(full[au] * course[k]))
+                        frame[au] = max(frame.get(au, 0.0), float(full[au] * course[k]))
         return frames
 
     def intensities(self) -> list[dict[int, float]]:
@@ -200,9 +200,9 @@ def _episode(
 def _expression(rng: np.random.Generator, emotion: str) -> Expression:
     """One whose units speak for the emotion: in a clip, only time makes the label uncertain."""
     while True:
-        drawn = sample_expression(rng, emotion)
-        if drawn.aus and facs.supports(drawn.aus, emotion):
-            return drawn
+        expression = sample_expression(rng, emotion)
+        if expression.aus and facs.supports(expression.aus, emotion):
+            return expression
 
 
 def _other(rng: np.random.Generator, label: str) -> Expression:
@@ -332,10 +332,10 @@ def make_row(seed: int, split: str, index: int, size: int, frames: int = FRAMES)
     pictures = [render(face, size, rest_pose=rest_pose).jpeg for face in faces(sample)]
     aus = sample.sustained.expression.aus if sample.sustained else {}
     valence, arousal = affect(sample.label, aus)
-    seen: list[int] = []
+    visible: list[int] = []
     if sample.sustained is not None:
         courses = [sample.sustained.course(np.arange(frames), au) for au in aus]
-        seen = np.flatnonzero(np.max(courses, axis=0) > 0).tolist() if courses else []
+        visible = np.flatnonzero(np.max(courses, axis=0) > 0).tolist() if courses else []
     return FaceSample(
         **sharded_dataset.names("synth_clips", seed, split, index),
         frames=[{"bytes": picture, "path": None} for picture in pictures],
@@ -344,7 +344,7 @@ def make_row(seed: int, split: str, index: int, size: int, frames: int = FRAMES)
         arousal=arousal,
         aus=unit_labels(dict(aus)),
         age=float(sample.age),
-        age_group=SPACES["age_group5"].of_age(sample.age),
+        age_group=SPACES["age_group5"].age_group_of(sample.age),
         gender=sample.gender,
         race=sample.race,
         meta={
@@ -352,8 +352,8 @@ def make_row(seed: int, split: str, index: int, size: int, frames: int = FRAMES)
                 {str(au): value for au, value in frame.items()} for frame in sample.intensities()
             ],
             "apex": sample.apex,
-            "onset": seen[0] if seen else None,
-            "offset": seen[-1] if seen else None,
+            "onset": visible[0] if visible else None,
+            "offset": visible[-1] if visible else None,
             "shows_label": sample.shows_label(),
             "brief": [
                 {"emotion": b.expression.emotion, "start": b.start, "frames": b.length}

@@ -152,10 +152,10 @@ def _other_unit(
 
     lost = detail["supported_before"] and not detail["supported_after"]
     emotion = (_strongest(aus) if lost else None) or old.emotion
-    drawn = draw_sides(rng, {au: CLEAR} if au in aus else {}, emotion)
+    sides = draw_sides(rng, {au: CLEAR} if au in aus else {}, emotion)
     left, right = (
         {unit: (side | new)[unit] for unit in aus}
-        for side, new in zip((old.left, old.right), drawn, strict=True)
+        for side, new in zip((old.left, old.right), sides, strict=True)
     )
     expression = Expression(emotion, aus, left, right)
     return replace(
@@ -192,7 +192,7 @@ def _strongest(aus: Mapping[int, float]) -> str | None:
 
 def _other_group(kind: str, base: Sample, rng: np.random.Generator) -> tuple[Group, dict[str, Any]]:
     if kind == "age":
-        group_of = SPACES["age_group5"].of_age
+        group_of = SPACES["age_group5"].age_group_of
         ages = [
             age
             for age in range(8, 81)
@@ -216,10 +216,10 @@ def _other_view(kind: str, view: View, rng: np.random.Generator) -> tuple[View, 
     changed = replace(view, **{name: getattr(other, name) for name in fields})
     if kind == "background":  # whose seed is the noise's too
         changed = replace(changed, noise_seed=view.background_seed + 1)
-    return changed, {"from": _shown(kind, view), "to": _shown(kind, changed)}
+    return changed, {"from": _visible_state(kind, view), "to": _visible_state(kind, changed)}
 
 
-def _shown(kind: str, view: View) -> list[Any]:
+def _visible_state(kind: str, view: View) -> list[Any]:
     if kind == "light":
         return [round(float(x), 3) for x in _direction(view)]
     if kind == "pose":

@@ -152,10 +152,10 @@ def strength(intensity: float) -> float:
     return 0.30 + 0.14 * intensity
 
 
-def intensity(drawn: float) -> float:
+def intensity(value: float) -> float:
     """The inverse of `strength`: the intensity 0..5 of what is drawn so strongly, 0 below its
     least."""
-    return min(5.0, max(0.0, (drawn - 0.30) / 0.14))
+    return min(5.0, max(0.0, (value - 0.30) / 0.14))
 
 
 def draw_sides(
@@ -164,9 +164,9 @@ def draw_sides(
     """Drawn strength (0..1) on the left and on the right of AUs with their intensities 1..5."""
     left, right = {}, {}
     for au, grade in sorted(grades.items()):
-        drawn = strength(grade + rng.uniform(-0.4, 0.4))
+        value = strength(grade + rng.uniform(-0.4, 0.4))
         lean = np.clip(rng.normal(0, 0.06), -0.15, 0.15)
-        left[au], right[au] = float(drawn * (1 + lean)), float(drawn * (1 - lean))
+        left[au], right[au] = float(value * (1 + lean)), float(value * (1 - lean))
     if 14 in grades and emotion == "contempt" and rng.random() < 0.75:
         weaker = left if rng.random() < 0.5 else right  # contempt is the one-sided expression
         weaker[14] *= 0.12

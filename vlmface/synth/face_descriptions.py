@@ -26,11 +26,11 @@ def movements(
     sample: Sample, rng: np.random.Generator, regions: tuple[str, ...] = facs.REGIONS
 ) -> list[str]:
     """One clause per movement that is visible in the `regions`, from the brows down."""
-    seen = sample.expression.aus
+    aus = sample.expression.aus
     clauses = []
-    for unit in facs.top_down(seen):
+    for unit in facs.top_down(aus):
         if facs.AUS[unit].region in regions:
-            much = f" {facs.GRADES[facs.grade(seen[unit]) - 1]}" if rng.random() < 0.7 else ""
+            much = f" {facs.GRADES[facs.grade(aus[unit]) - 1]}" if rng.random() < 0.7 else ""
             clauses.append(str(rng.choice(CLAUSES[unit])).format(how=much))
     return clauses
 
@@ -74,9 +74,9 @@ def question_and_answer(sample: Sample, rng: np.random.Generator) -> tuple[str, 
         question = ("Describe the face.", "What does the face do?", "Which parts of the face move?")
         return str(rng.choice(question)), _sentences(clauses, rng)
     if kind < 0.88:
-        place = str(rng.choice(list(PLACES)))
-        clauses = movements(sample, rng, PLACES[place])
-        return f"What do the {place} do?", _sentences(clauses or [f"the {place} are at rest"], rng)
+        part = str(rng.choice(list(PLACES)))
+        clauses = movements(sample, rng, PLACES[part])
+        return f"What do the {part} do?", _sentences(clauses or [f"the {part} are at rest"], rng)
     return str(rng.choice(("Describe the person.", "What does the person look like?"))), _sentences(
         appearance(sample, rng), rng
     )

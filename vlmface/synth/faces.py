@@ -32,7 +32,7 @@ class Sample:
     @property
     def age_group(self) -> str:
         """The age as a label of the space age_group5."""
-        return SPACES["age_group5"].of_age(self.age)
+        return SPACES["age_group5"].age_group_of(self.age)
 
 
 _DARK_EYES = {"brown": 0.5, "dark brown": 0.5}

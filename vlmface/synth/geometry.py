@@ -25,12 +25,12 @@ PART_CLASSES = 5  # background, skin, eyes, hair, teeth and tongue
 def _spread(candidates: np.ndarray, count: int) -> np.ndarray:
     """`count` of the candidate vertices, far from one another on the template."""
     points = head_model().template[candidates]
-    chosen = [int(np.abs(points[:, 0]).argmin())]
-    distance = np.linalg.norm(points - points[chosen[0]], axis=1)
-    while len(chosen) < min(count, len(candidates)):
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
-    return candidates[chosen]
+    indices = [int(np.abs(points[:, 0]).argmin())]
+    distance = np.linalg.norm(points - points[indices[0]], axis=1)
+    while len(indices) < min(count, len(candidates)):
+        indices.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(points - points[indices[-1]], axis=1))
+    return candidates[indices]
 
 
 @lru_cache(maxsize=1)
@@ -52,19 +52,19 @@ def landmark_vertices() -> tuple[np.ndarray, np.ndarray]:
     lids = left & (np.hypot(x - 0.308, y - 7.284) < 0.19)
     brows = left & (y > 7.38) & (y < 7.62)
     elsewhere = left & ~lips & ~lids & ~brows & (y < 8.0)
-    chosen = np.concatenate(
+    indices = np.concatenate(
         [
             _spread(np.flatnonzero(region), n)
             for region, n in ((lips, 18), (lids, 16), (brows, 14), (elsewhere, 32))
         ]
     )
     others = np.flatnonzero((model.part == 0) & (model.masks["inside_mouth"] < 0.5) & (x < -0.012))
-    wanted = model.template[chosen] * np.array([-1, 1, 1], np.float32)
+    mirror_images = model.template[indices] * np.array([-1, 1, 1], np.float32)
     mirrored = others[
-        np.linalg.norm(model.template[others][None] - wanted[:, None], axis=2).argmin(1)
+        np.linalg.norm(model.template[others][None] - mirror_images[:, None], axis=2).argmin(1)
     ]
-    k = len(chosen)
-    return np.concatenate([chosen, mirrored]), np.r_[k : 2 * k, 0:k]
+    k = len(indices)
+    return np.concatenate([indices, mirrored]), np.r_[k : 2 * k, 0:k]
 
 
 def known_geometry(face: Face, size: int, grid: int) -> dict[str, np.ndarray]:
@@ -75,21 +75,21 @@ def known_geometry(face: Face, size: int, grid: int) -> dict[str, np.ndarray]:
     roll, gaze in units of 10 degrees; parts (grid, grid, PART_CLASSES) share of each part in each
     patch.
     """
-    drawn = render(face, size)
+    rendering = render(face, size)
     vertices, _ = landmark_vertices()
     view = face.view
-    part = np.full(drawn.part.shape, 1)
-    part[drawn.part == -1] = 0
-    part[(drawn.part == 1) | (drawn.part == 2)] = 2
-    part[drawn.part >= 6] = 3
-    part[(drawn.part >= 3) & (drawn.part <= 5)] = 4
+    part = np.full(rendering.part.shape, 1)
+    part[rendering.part == -1] = 0
+    part[(rendering.part == 1) | (rendering.part == 2)] = 2
+    part[rendering.part >= 6] = 3
+    part[(rendering.part >= 3) & (rendering.part <= 5)] = 4
     shares = np.eye(PART_CLASSES, dtype=np.float32)[part]
     cell = size // grid
     shares = shares.reshape(grid, cell, grid, cell, PART_CLASSES).mean((1, 3))
     return {
-        "image": drawn.image,
-        "points": (drawn.pixels[vertices] / size * 2 - 1).astype(np.float32),
-        "shift": (drawn.moved - drawn.rest_pose)[vertices].astype(np.float32),
+        "image": rendering.image,
+        "points": (rendering.pixels[vertices] / size * 2 - 1).astype(np.float32),
+        "shift": (rendering.moved - rendering.rest_pose)[vertices].astype(np.float32),
         "pose": np.array([view.yaw, view.pitch, view.roll, *view.gaze], np.float32) / 10,
         "parts": shares,
     }

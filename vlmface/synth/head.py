@@ -151,8 +151,10 @@ class HeadModel:
             return (v[eyes].mean(0) + v[self.part == RIGHT_EYE].mean(0)) / 2
 
         height = middle(vertices)[1] - vertices[chin, 1].mean()
-        wanted = middle(self.template)[1] - self.template[chin, 1].mean()
-        return (vertices - middle(vertices)) * np.float32(wanted / height) + middle(self.template)
+        target_height = middle(self.template)[1] - self.template[chin, 1].mean()
+        return (vertices - middle(vertices)) * np.float32(target_height / height) + middle(
+            self.template
+        )
 
     def move(self, vertices: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
         """Return `vertices` displaced by ARKit face units, name -> weight (0 rest, 1 full)."""

@@ -260,8 +260,8 @@ def render(
     origins = np.zeros_like(directions)
     origins[:, 2] = distance
     hit, triangle, u, v, where = cast(scene, origins, directions)
-    here = interpolate(mesh.attributes, triangles[triangle], u, v)
-    colour = shade_head(face, here, where, mesh.kind[triangle], turn, placed, scene)
+    attributes = interpolate(mesh.attributes, triangles[triangle], u, v)
+    colour = shade_head(face, attributes, where, mesh.kind[triangle], turn, placed, scene)
 
     picture = _background(wide, view).reshape(-1, 3)
     picture[hit] = colour
@@ -338,7 +338,7 @@ def light_on(view: View, normal: np.ndarray, key: np.ndarray, shadow: np.ndarray
 
 def shade_head(
     face: Face,
-    here: np.ndarray,
+    attributes: np.ndarray,
     where: np.ndarray,
     kind: np.ndarray,
     turn: np.ndarray,
@@ -347,14 +347,14 @@ def shade_head(
 ) -> np.ndarray:
     """Linear colour (k, 3) of the points that rays met."""
     look, view, model = face.look, face.view, head_model()
-    template, normal = here[:, :3], here[:, 3:6]
-    lips, inside, sky = here[:, 6], here[:, 7], here[:, 8]
+    template, normal = attributes[:, :3], attributes[:, 3:6]
+    lips, inside, sky = attributes[:, 6], attributes[:, 7], attributes[:, 8]
     normal = normal @ turn.T
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
     normal = np.where((normal[:, 2:3] < -0.2) & (kind[:, None] >= HAIR), -normal, normal)
 
     albedo = np.empty_like(template)
-    gloss = np.full(len(here), 0.05, np.float32)
+    gloss = np.full(len(attributes), 0.05, np.float32)
     skin = kind == 0
     albedo[skin], relief = _skin(face, template[skin], lips[skin], inside[skin])
     gloss[skin] = 0.055 + 0.09 * lips[skin]
@@ -393,7 +393,7 @@ def shade_head(
     power = np.where((kind == LEFT_EYE) | (kind == RIGHT_EYE), 90, np.where(hair, 14, 22))
     shine = gloss * np.power(np.clip(normal @ half, 0, 1), power) * shadow * view.key
     colour = albedo * light + (shine * sky)[:, None]
-    shade = np.ones(len(here), np.float32)
+    shade = np.ones(len(attributes), np.float32)
     shade[skin] = np.clip(1 + 0.42 * relief, 0.30, 1.25)
     return colour * shade[:, None]
 

@@ -37,15 +37,15 @@ class Camera:
     """A pinhole at `place` that looks `down` and to the `side` by so many degrees and sees `field`
     degrees, across and from top to bottom."""
 
-    place: tuple[float, float, float]
+    position: tuple[float, float, float]
     side: float
     down: float
     field: float
 
     def project(self, points: np.ndarray, size: int) -> np.ndarray:
         """Pixels (n, 2) of points (n, 3) in a picture of `size` x `size`."""
-        seen = (points - np.asarray(self.place)) @ rotation(self.side, -self.down, 0)
-        flat = seen[:, :2] / -seen[:, 2:3] / np.tan(np.radians(self.field / 2))
+        camera_points = (points - np.asarray(self.position)) @ rotation(self.side, -self.down, 0)
+        flat = camera_points[:, :2] / -camera_points[:, 2:3] / np.tan(np.radians(self.field / 2))
         return (flat * [1, -1] + 1) / 2 * size
 
     def rays(self, wide: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +57,7 @@ class Camera:
         directions = (ahead.reshape(-1, 3) @ rotation(self.side, -self.down, 0).T).astype(
             np.float32
         )
-        origins = np.tile(np.asarray(self.place, np.float32), (len(directions), 1))
+        origins = np.tile(np.asarray(self.position, np.float32), (len(directions), 1))
         return origins, directions
 
 
@@ -132,12 +132,12 @@ def assemble(scene: Scene) -> Assembly:
 
     rng = np.random.default_rng([71, scene.seed])
     behind = scene_geometry.room(rng) + scene_geometry.desk(rng)
-    around, beside = scene_geometry.nuisance(rng)
+    around, objects = scene_geometry.nuisance(rng)
     # Of its own numbers: with another object, everything else stays as it is.
     prop = props.OBJECTS[scene.object](np.random.default_rng([73, scene.seed]))
     person = scene_geometry.body(head.rest_pose, model.template, face.look)
     person += scene_geometry.arms(head.rest_pose, model.template, face.look, prop)
-    layers = ((ROOM, behind), (BODY, person), (OBJECT, prop.parts), (NUISANCE, beside))
+    layers = ((ROOM, behind), (BODY, person), (OBJECT, prop.parts), (NUISANCE, objects))
     return Assembly(
         head=head,
         placed=(head.points * (1 - share) + turned * share).astype(np.float32),
@@ -190,9 +190,15 @@ def render_scene(
     hit, triangle, u, v, where = cast(world, origins, directions)
     colour = np.empty((len(triangle), 3), np.float32)
     on_head = of_part[triangle] < 0
-    here = interpolate(built.attributes, triangles[triangle[on_head]], u[on_head], v[on_head])
+    attributes = interpolate(built.attributes, triangles[triangle[on_head]], u[on_head], v[on_head])
     colour[on_head] = shade_head(
-        scene.face, here, where[on_head], kind[triangle[on_head]], built.turn, built.placed, world
+        scene.face,
+        attributes,
+        where[on_head],
+        kind[triangle[on_head]],
+        built.turn,
+        built.placed,
+        world,
     )
     other = ~on_head
     corners = triangles[triangle[other]] - first
@@ -233,13 +239,13 @@ def _shade(
     light = light_on(view, normal, key, shadow)
     # What of a coarse sky dome each point sees, so that things stand on the desk.
     raised = (where + normal * np.float32(0.03)).astype(np.float32)
-    seen, most = np.zeros(len(where), np.float32), np.zeros(len(where), np.float32)
+    coverage, most = np.zeros(len(where), np.float32), np.zeros(len(where), np.float32)
     for ray in (DOME / np.linalg.norm(DOME, axis=1, keepdims=True)).astype(np.float32):
         cosine = np.clip(normal @ ray, 0, None)
         free = world.run(raised, np.tile(ray, (len(raised), 1)), query="OCCLUDED") == -1
-        seen += cosine * free
+        coverage += cosine * free
         most += cosine
-    sky = np.where(most > 0, seen / np.maximum(most, 1e-6), 1)
+    sky = np.where(most > 0, coverage / np.maximum(most, 1e-6), 1)
     light *= (0.45 + 0.55 * sky)[:, None]
     half = key - directions / np.linalg.norm(directions, axis=1, keepdims=True)
     half /= np.linalg.norm(half, axis=1, keepdims=True)

@@ -105,10 +105,10 @@ def bounds(metric: str = "accuracy") -> dict[str, float]:
         for word, total in totals.items()
     }
 
-    def best(seen: Any) -> float:
+    def best(visible: Any) -> float:
         cells: dict[Any, dict[str, float]] = {}
         for pair, chance in table.items():
-            cell, word = cells.setdefault(seen(pair), {}), label(*pair)
+            cell, word = cells.setdefault(visible(pair), {}), label(*pair)
             cell[word] = cell.get(word, 0.0) + chance * weight[word]
         return round(sum(max(cell.values()) for cell in cells.values()), 9)
 
@@ -171,11 +171,11 @@ def _draw_view(rng: np.random.Generator) -> View:
 
 
 def _draw_camera(rng: np.random.Generator) -> Camera:
-    place = (rng.uniform(-0.6, 0.6), rng.uniform(8.3, 8.8), rng.uniform(9.9, 10.5))
+    position = (rng.uniform(-0.6, 0.6), rng.uniform(8.3, 8.8), rng.uniform(9.9, 10.5))
     aim = (rng.uniform(-0.25, 0.25), rng.uniform(6.0, 6.15), 1.5)
-    x, y, z = (float(b - a) for a, b in zip(place, aim, strict=True))
+    x, y, z = (float(b - a) for a, b in zip(position, aim, strict=True))
     return Camera(
-        (float(place[0]), float(place[1]), float(place[2])),
+        (float(position[0]), float(position[1]), float(position[2])),
         side=float(np.degrees(np.arctan2(-x, -z))),
         down=float(np.degrees(np.arctan2(-y, -z))),
         field=float(rng.uniform(33.0, 35.0)),
@@ -201,20 +201,20 @@ def make_row(seed: int, split: str, index: int, size: int) -> dict[str, Any]:
     """Row `index` of a split, rendered."""
     sample = draw(seed, split, index)
     built = assemble(sample.scene)
-    drawn = render_scene(sample.scene, size, assembly=built)
+    rendering = render_scene(sample.scene, size, assembly=built)
     lines = outlines(sample.scene, built, size)
     view, emotion = sample.scene.face.view, EMOTIONS.get(sample.state)
     valence, arousal = affect(emotion, sample.aus) if emotion else (None, None)
     return FaceSample(
         **sharded_dataset.names("synth_scenes", seed, split, index),
-        image={"bytes": drawn.jpeg, "path": None},
+        image={"bytes": rendering.jpeg, "path": None},
         face_box=box(lines["face"], size),
         emotion=emotion,
         valence=valence,
         arousal=arousal,
         aus=unit_labels(dict(sample.aus)),
         age=float(sample.age),
-        age_group=SPACES["age_group5"].of_age(sample.age),
+        age_group=SPACES["age_group5"].age_group_of(sample.age),
         gender=sample.gender,
         race=sample.race,
         context=[sample.label],

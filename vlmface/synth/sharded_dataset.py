@@ -65,15 +65,17 @@ class RenderedSet:
 
     def cache_folder(self, seed: int, split: str, size: int, **options: int) -> Path:
         """The folder of a split's shards."""
-        how = "-".join([f"{size}px", *(f"{value}{key}" for key, value in sorted(options.items()))])
+        options_text = "-".join(
+            [f"{size}px", *(f"{value}{key}" for key, value in sorted(options.items()))]
+        )
         version = f"v{self.version}-schema{schema.VERSION}"
-        return files.cache_dir() / self.name / version / f"seed{seed}" / how / split
+        return files.cache_dir() / self.name / version / f"seed{seed}" / options_text / split
 
     def check_request(self, split: str, n: int, *, seed: int, size: int) -> None:
         """Raise UserError unless `n` rows of the split can be drawn at `size` pixels."""
         if split not in self.default_n:
-            known = ", ".join(self.default_n)
-            raise UserError(f"{self.name} has no split {split!r}: use one of {known}")
+            split_names = ", ".join(self.default_n)
+            raise UserError(f"{self.name} has no split {split!r}: use one of {split_names}")
         if not 0 < n <= _RANGE:
             raise UserError(f"{self.name} can draw 1 to {_RANGE:,} {self.unit}s, not {n}")
         low, high = self.sizes
@@ -108,10 +110,10 @@ class RenderedSet:
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             columns = schema.features().arrow_schema  # made here: `datasets` is slow to import
-            given = {"seed": seed, "split": split, "size": size, **options}
+            request = {"seed": seed, "split": split, "size": size, **options}
             make = delayed(_make_shard)
             jobs = (
-                make(path, columns, self.make_row, range(start, start + self.shard), given)
+                make(path, columns, self.make_row, range(start, start + self.shard), request)
                 for start, path in missing
             )
             parallel = Parallel(
@@ -125,8 +127,8 @@ class RenderedSet:
                 desc=f"rendering {split}",
                 disable=not progress,
             ) as bar:
-                for done in parallel(jobs):
-                    bar.update(done)
+                for row_count in parallel(jobs):
+                    bar.update(row_count)
         return paths
 
     def load(
@@ -179,12 +181,16 @@ def _with_columns(table: pa.Table, columns: pa.Schema) -> pa.Table:
 
 
 def _make_shard(
-    path: Path, columns: Any, make_row: Callable[..., dict[str, Any]], indices: range, how: Any
+    path: Path,
+    columns: Any,
+    make_row: Callable[..., dict[str, Any]],
+    indices: range,
+    row_options: Any,
 ) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [make_row(index=index, **how) for index in indices]
+    rows = [make_row(index=index, **row_options) for index in indices]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=columns), buffer, compression="zstd")
     files.atomic_write(path, buffer.getvalue())

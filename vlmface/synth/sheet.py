@@ -60,9 +60,13 @@ def _tiles(sample: FaceSample) -> list[contact_sheet.Tile]:
         return [contact_sheet.Tile(_picture(sample.image), title, tuple(lines))]
     tiles = []
     for k in range(0, len(sample.frames), -(-len(sample.frames) // STRIP)):
-        seen = {int(au): much for au, much in sample.meta["frame_aus"][k].items() if much >= 0.5}
+        strengths = {
+            int(au): much for au, much in sample.meta["frame_aus"][k].items() if much >= 0.5
+        }
         visible = FaceSample(
-            sample.id, sample.dataset, aus=[AULabel(au, seen[au], True) for au in sorted(seen)]
+            sample.id,
+            sample.dataset,
+            aus=[AULabel(au, strengths[au], True) for au in sorted(strengths)],
         )
         title = f"frame {k}" if k else str(sample.emotion)
         tiles.append(

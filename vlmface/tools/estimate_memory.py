@@ -1,4 +1,4 @@
-"""`vlmface plan`: estimate the memory of a run before it is started.
+"""`vlmface estimate-memory`: estimate the memory of a run before it is started.
 
 The model is built from its configuration without weights and one step is simulated, so that the
 tensors that PyTorch would hold are counted (the parts are those of Rajbhandari et al. 2020,
@@ -88,7 +88,7 @@ def build(config: Any, family: Family, settings: SFTSettings, dtype: Any) -> Any
         lora = sft.lora_config(settings.lora, family, model, tokens)
         model = get_peft_model(model, lora, low_cpu_mem_usage=True)
     else:
-        modules.freeze(family.MODULE_PATHS, model, settings.policy)
+        modules.freeze(family.MODULE_PATHS, model, settings.trainable)
     return model.train()
 
 
@@ -273,10 +273,10 @@ def _assumed(
             return {**batch, "pixel_values": torch.zeros(len(rows) * images, *shape)}
 
     image = image * images
-    what = "an image" if images == 1 else f"{images} images"
+    images_text = "an image" if images == 1 else f"{images} images"
     if len(image) + answer > length:
         raise UserError(
-            f"max_length {length} does not hold {what} of {len(image)} tokens: raise it"
+            f"max_length {length} does not hold {images_text} of {len(image)} tokens: raise it"
         )
     ids = image + [0] * (length - len(image))
     row = {"input_ids": ids, **image_fields}
@@ -506,8 +506,10 @@ def format_table(memories: Mapping[str, Memory]) -> str:
     return "\n".join(lines)
 
 
-def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: bool) -> int:
-    """`vlmface plan`: print the estimate.
+def estimate_memory_command(
+    config: str, words: Sequence[str], gpu: str | None, measuring: bool
+) -> int:
+    """`vlmface estimate-memory`: print the estimate.
 
     Args:
         config: The recipe's settings, a file or a name.

@@ -144,7 +144,9 @@ def inspect_command(config: str, words: Sequence[str], n: int, colour: bool) -> 
             print(f"\n{show_row(processor, task.rows[i], colour=colour)}")
         print(f"\n{show_lengths(task, settings.max_length)}")
     print(
-        "\nweights that train (" + ", ".join(f"{k}: {v}" for k, v in settings.policy.items()) + ")"
+        "\nweights that train ("
+        + ", ".join(f"{k}: {v}" for k, v in settings.trainable.items())
+        + ")"
     )
     model = estimate_memory.build(
         estimate_memory.base_config(settings.base_model), family, settings, torch.float32

@@ -270,12 +270,14 @@ def _public(value: Any) -> Any:
 def _conversations(
     processor: Any, family: Family, prompts: Sequence[Prompt]
 ) -> list[dict[str, torch.Tensor]]:
-    """Images, each with one of the prompts and an answer in its form."""
+    """Images, each with one of the prompts and an answer in its format."""
     conversations = []
     for i, image in enumerate([*_faces(_FACES), *_noise(_NOISE)]):
         prompt = prompts[i % len(prompts)]
         labels = prompt.space.labels
-        answer = prompt.wrap("The brows are lowered. The lips are apart.", labels[i % len(labels)])
+        answer = prompt.completion(
+            "The brows are lowered. The lips are apart.", labels[i % len(labels)]
+        )
         row = encode.encode(processor, family, prompt.messages(), image, answer)
         batch = encode.Collator(processor, family)([row])
         conversations.append({name: value for name, value in batch.items() if name != "labels"})
@@ -312,14 +314,14 @@ def _check_equal(
     logits: Sequence[torch.Tensor],
     expected: Sequence[torch.Tensor],
     level: rounding.Difference,
-    what: str,
+    description: str,
 ) -> rounding.Difference:
     """The difference of two lists of logits. Raises UserError if rounding does not explain it."""
     apart = rounding.difference(logits, expected)
     if not apart.within(level):
         raise UserError(
-            f"{what} do not give the same log-probabilities: {apart} apart, where another order of "
-            f"summation changes {level} and {rounding.ALLOWED:g} times that is allowed "
+            f"{description} do not give the same log-probabilities: {apart} apart, where another "
+            f"order of summation changes {level} and {rounding.ALLOWED:g} times that is allowed "
             f"({rounding.ALLOWED_LARGEST:g} times the largest). Nothing was written; report it "
             "with the run's adapter_config.json"
         )

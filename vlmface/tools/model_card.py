@@ -68,7 +68,7 @@ def render(subject: Subject, *, repo: str, license: str | None, values: Mapping[
             {
                 "id": p.id,
                 "sha": p.sha,
-                "form": _FORMS[p.form],
+                "format": _FORMS[p.format],
                 "space": p.space.id,
                 "space_sha": p.space.sha,
                 "labels": ", ".join(p.space.labels),
@@ -82,7 +82,7 @@ def render(subject: Subject, *, repo: str, license: str | None, values: Mapping[
         has_before=bool(before),
         results=results,
         data=source,
-        policy=_training_sentence(run_manifest.trainable, values["quantization"]),
+        trainable=_training_sentence(run_manifest.trainable, values["quantization"]),
         licence=terms,
         check=values["check"],
         hashes=values["hashes"],

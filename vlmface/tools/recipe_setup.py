@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmface.pipelines import context_ablation, sft
 from vlmface.train.settings import SFTSettings
-from vlmface.utils.config import parse, peek
+from vlmface.utils.config import load_config, read_field
 
 
 def settings_from(config: str, words: Sequence[str]) -> SFTSettings:
@@ -23,9 +23,9 @@ def settings_from(config: str, words: Sequence[str]) -> SFTSettings:
         UserError: A field does not exist, or has a value that is not allowed.
     """
     words = ["--config", config, *words]
-    is_context = peek("model", words, default=config) is not None
+    is_context = read_field("model", words, default=config) is not None
     kind = context_ablation.Settings if is_context else SFTSettings
-    return parse(kind, words, default=config, usage="")
+    return load_config(kind, words, default=config, usage="")
 
 
 def read_tasks(settings: SFTSettings, processor: Any) -> list[sft.Task]:

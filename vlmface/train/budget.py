@@ -87,7 +87,7 @@ def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iter
         sizes = row_images.image_sizes(images[index])
         sample = FaceSample.from_row(row)
         for prompt, messages in with_messages:
-            with contextlib.suppress(encode.RefusedError):  # skipped for another reason
+            with contextlib.suppress(encode.SkippedSampleError):  # skipped for another reason
                 yield messages, training_target(sample, prompt, seed), sizes
 
 
@@ -97,6 +97,6 @@ def _fits(text: _Text, processor: Any, family: Family, max_length: int) -> bool:
         encode.encode_text(
             processor, family, messages, target, max_length=max_length, image_size=sizes
         )
-    except encode.RefusedError as error:
+    except encode.SkippedSampleError as error:
         return error.reason != "too_long"
     return True

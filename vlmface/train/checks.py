@@ -35,9 +35,9 @@ def dataset_options(settings: Any, n: str = "n_train") -> None:
     field that says how many rows. Raises UserError."""
     from vlmface.data import option_checks
 
-    taken = {"n": n, "root": "dataset_root", "split": "dataset_split", "name": "dataset"}
+    reserved = {"n": n, "root": "dataset_root", "split": "dataset_split", "name": "dataset"}
     option_checks.check_options(
-        settings.dataset, settings.dataset_options, taken=taken, where="dataset_options"
+        settings.dataset, settings.dataset_options, reserved=reserved, where="dataset_options"
     )
 
 
@@ -69,7 +69,7 @@ def rationale_source(settings: Any, prompts: Sequence[Prompt]) -> None:
     nor action units to write them from. Raises UserError."""
     from vlmface import data
 
-    asked = [prompt.id for prompt in prompts if prompt.reasons]
+    asked = [prompt.id for prompt in prompts if prompt.has_rationale]
     if not asked or not data.is_dataset_file(settings.dataset):
         return
     rows = data.read(
@@ -120,14 +120,14 @@ def shared_people(
     """
     from vlmface.data import people
 
-    found = {}
-    for name, (others, place) in parts.items():
-        same = root is not None and _place(root) == _place(place)
+    counts = {}
+    for name, (others, where) in parts.items():
+        same = root is not None and _place(root) == _place(where)
         if both := people.shared_people(rows, others, same_files=same):
-            found[name] = both
+            counts[name] = both
             if os.environ.get("RANK", "0") == "0":
                 print(f"warning: {people.overlap_warning(both, name)}", flush=True)
-    return {"shared_people": found} if found else {}
+    return {"shared_people": counts} if counts else {}
 
 
 def _place(root: str | None) -> Path | None:
@@ -147,10 +147,10 @@ def _tracker(name: str) -> None:
         return
     from transformers.integrations import integration_utils as trackers
 
-    known = sorted(trackers.INTEGRATION_TO_CALLBACK)
-    if name not in known:
+    tracker_names = sorted(trackers.INTEGRATION_TO_CALLBACK)
+    if name not in tracker_names:
         raise UserError(
-            f"report_to is {name!r}, but must be none, or one tracker of {', '.join(known)}"
+            f"report_to is {name!r}, but must be none, or one tracker of {', '.join(tracker_names)}"
         )
     if name != "flyte" and name not in trackers.get_available_reporting_integrations():
         raise UserError(
@@ -159,11 +159,11 @@ def _tracker(name: str) -> None:
         )
 
 
-def check_policy(settings: Any, family: Family) -> None:
+def check_trainable(settings: Any, family: Family) -> None:
     """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
     if settings.uses_lora:
-        family.lora_targets(settings.policy, settings.lora_target_modules)
-        modules.full_modules(family.MODULE_PATHS, settings.policy)
+        family.lora_targets(settings.trainable, settings.lora_target_modules)
+        modules.full_modules(family.MODULE_PATHS, settings.trainable)
 
 
 def check_supported(settings: Any, gpu: bool) -> None:

@@ -39,8 +39,8 @@ def training_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
 
     def mean(name: str, part: Sequence[Mapping[str, Any]]) -> float | None:
-        known = [line[name] for line in part if line.get(name) is not None]
-        return sum(known) / len(known) if known else None
+        values = [line[name] for line in part if line.get(name) is not None]
+        return sum(values) / len(values) if values else None
 
     first, last = lines[:_SPAN], lines[-_SPAN:]
     initial = {name: mean(name, first) for name in _WATCHED}
@@ -59,8 +59,8 @@ def training_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     before, after = initial["completions/mean_length"], current["completions/mean_length"]
     if before and after is not None and after < before / 2:
         warnings.append(f"answers shrank from {before:.0f} to {after:.0f} tokens")
-    if (current["most_said"] or 0) > 0.8 and change("most_said") > 0.2:
-        warnings.append(f"{current['most_said']:.0%} of the answers have the same label")
+    if (current["top_label_share"] or 0) > 0.8 and change("top_label_share") > 0.2:
+        warnings.append(f"{current['top_label_share']:.0%} of the answers have the same label")
     if (current["frac_reward_zero_std"] or 0) > 0.8:
         warnings.append(
             f"{current['frac_reward_zero_std']:.0%} of the groups have equal rewards, and so no "
@@ -73,7 +73,7 @@ _WATCHED = (
     "reward",
     "rewards/emotion/mean",
     "completions/mean_length",
-    "most_said",
+    "top_label_share",
     "frac_reward_zero_std",
 )
 
@@ -116,11 +116,11 @@ def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
         trainer: A GroupTrainer.
         step: The current step.
     """
-    judge, faces = trainer.judge, trainer.faces
+    scorer, faces = trainer.scorer, trainer.faces
     groups = []
     for group in trainer.groups[:MAX_FACES]:
-        sample = judge.samples[group.index]
-        truth = judge.prompt.truth(sample)
+        sample = scorer.samples[group.index]
+        truth = scorer.prompt.target_labels(sample)
         present = [label.au for label in sample.aus or () if label.present]
         answers = [
             {

@@ -21,7 +21,7 @@ from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families.base import Family
 from vlmface.infer import sampling
-from vlmface.train.rewards import Judge
+from vlmface.train.rewards import RewardScorer
 from vlmface.train.trainer import Features, ProgressBarWithLoss, Resumable
 from vlmface.train.vllm_rollout import ServerGoneError, VLLMRolloutServer
 
@@ -67,7 +67,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         *args: Any,
         family: Family,
         faces: Any,
-        judge: Judge,
+        scorer: RewardScorer,
         stops: Sequence[int],
         top_p: float,
         max_logprob_drift: float,
@@ -81,7 +81,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.finalize_model(family)
         self._copy_embedding_adapters()
         self.faces = faces  # rows of `encode_prompts`
-        self.judge = judge
+        self.scorer = scorer
         self.stops = list(stops)
         self.rollout_top_p = top_p
         self.max_logprob_drift = max_logprob_drift
@@ -384,7 +384,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
     ) -> None:
         """Metrics of a generation batch (of all processes: rewards; of this one: texts)."""
         log, size = self._metrics["train"], self.group
-        answers = [self.judge.prompt.parse(text) for text in texts]
+        answers = [self.scorer.prompt.parse(text) for text in texts]
         for k, name in enumerate(self.reward_func_names):
             finite = per_reward[:, k][~per_reward[:, k].isnan()]
             log[f"rewards/{name}/mean"].append(finite.mean().item())
@@ -399,13 +399,13 @@ class GroupTrainer(Resumable, GRPOTrainer):
             log[f"status/{status}"].append(count / len(answers))
         by_label: defaultdict[str, list[float]] = defaultdict(list)
         for i, value in zip(indices, rewards[mine].tolist(), strict=True):
-            labels = self.judge.prompt.truth(self.judge.samples[i])
+            labels = self.scorer.prompt.target_labels(self.scorer.samples[i])
             for label in labels or ("unlabelled",):
                 by_label[label].append(value)
         for label, label_rewards in by_label.items():
             log[f"reward_of/{label}"].append(sum(label_rewards) / len(label_rewards))
         label_counts = Counter(label for answer in answers for label in answer.labels)
-        log["most_said"].append(max(label_counts.values(), default=0) / len(answers))
+        log["top_label_share"].append(max(label_counts.values(), default=0) / len(answers))
         self._truncated_batches = 0 if any(complete) else self._truncated_batches + 1
         if self._truncated_batches >= _MAX_TRUNCATED:
             raise UserError(

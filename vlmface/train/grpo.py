@@ -16,7 +16,7 @@ from vlmface import encode, families, manifest, prompts
 from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.data import row_images
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
 from vlmface.run_dir import read_log
@@ -105,7 +105,7 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
     def lora(self) -> Lora:
         """How new adapters, or whole parts, are trained."""
         return Lora(
-            policy=self.policy,
+            trainable=self.trainable,
             rank=self.lora_rank,
             alpha=self.lora_alpha,
             modules=self.lora_target_modules,
@@ -116,7 +116,7 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
         checks.dataset_options(self)
         checks.warmup(self, self.max_steps)
         rewards.parse(self.rewards)
-        self.check_policy()
+        self.check_trainable()
         if self.top_p < 1 and self.num_iterations > 1:
             raise UserError(
                 f"top_p {self.top_p} with num_iterations {self.num_iterations}: later updates "
@@ -162,7 +162,7 @@ class Start:
     family: Family
     processor: Any
     prompt: prompts.Prompt
-    policy: dict[str, str]
+    trainable: dict[str, str]
     max_length: int
     views: list[dict[str, Any]] | None
     num_frames: int
@@ -193,7 +193,7 @@ def start_of(settings: Settings) -> Start:
         family=family,
         processor=families.load_processor(family, run),
         prompt=by_id[settings.prompt] if settings.prompt else trained_prompts[0],
-        policy=trained.trainable if trained.adapter else settings.policy,
+        trainable=trained.trainable if trained.adapter else settings.trainable,
         max_length=settings.max_length or trained.max_length,
         views=trained.views,
         num_frames=trained.num_frames,
@@ -216,7 +216,7 @@ def _start_of_base(settings: Settings) -> Start:
         family=family,
         processor=family.load_processor(base),
         prompt=prompts.load(settings.prompt),
-        policy=settings.policy,
+        trainable=settings.trainable,
         max_length=settings.max_length or 1024,
         views=None,
         num_frames=1,
@@ -262,17 +262,17 @@ def encode_prompts(
     empty = Answer(None, (), "none", "")
     compared = [weighted for weighted in used if weighted.reward.needs_annotation]
     images = image_columns(rows)
-    kept: list[int] = []
+    row_indices: list[int] = []
     samples: list[FaceSample] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     plain = rows.remove_columns(["image", "frames"])
     for index, row in enumerate(
         tqdm(plain, "encoding", unit="face", disable=not distributed.is_main())
     ):
         sample = FaceSample.from_row(row)
         if compared and all(reward(empty, sample, space) is None for reward in compared):
-            left_out["no_truth"] += 1
+            skipped["no_truth"] += 1
             continue
         size = row_images.image_sizes(images[index], needed=start.family.NEEDS_SIZE)
         try:
@@ -284,21 +284,25 @@ def encode_prompts(
                 max_length=start.max_length - max_new_tokens,
                 image_size=size,
             )
-        except RefusedError as error:
-            left_out[error.reason] += 1
+        except SkippedSampleError as error:
+            skipped[error.reason] += 1
             continue
-        kept.append(index)
+        row_indices.append(index)
         samples.append(sample)
         del text["attention_mask"]  # the collator's own: it pads
         for name, values in text.items():
             encoded[name].append(values)
-    if not kept:
+    if not row_indices:
         raise UserError(
-            f"none of the {len(rows)} faces can be trained on ({dict(left_out)}): check the data "
+            f"none of the {len(rows)} faces can be trained on ({dict(skipped)}): check the data "
             "set's annotation against the rewards, and max_length"
         )
-    columns = Dataset.from_dict({**encoded, "row": list(range(len(kept)))})
-    return concatenate_datasets([images.select(kept), columns], axis=1), samples, dict(left_out)
+    columns = Dataset.from_dict({**encoded, "row": list(range(len(row_indices)))})
+    return (
+        concatenate_datasets([images.select(row_indices), columns], axis=1),
+        samples,
+        dict(skipped),
+    )
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -310,14 +314,14 @@ def check_start(settings: Settings, start: Start) -> None:
     what is trained. Raises UserError."""
     if start.run is not None:
         _check_adapter(settings, start)
-    elif "lora" in start.policy.values():
-        start.family.lora_targets(start.policy, settings.lora_target_modules)
-        modules.full_modules(start.family.MODULE_PATHS, start.policy)
-    trained = {part: how for part, how in start.policy.items() if how != "frozen"}
+    elif "lora" in start.trainable.values():
+        start.family.lora_targets(start.trainable, settings.lora_target_modules)
+        modules.full_modules(start.family.MODULE_PATHS, start.trainable)
+    trained = {part: mode for part, mode in start.trainable.items() if mode != "frozen"}
     if settings.vllm_url is not None and trained != {"language_model": "lora"}:
         raise UserError(
             "vllm_url: a server is given the LoRA of the language model and nothing else, but this "
-            f"run trains {', '.join(f'{part}: {how}' for part, how in trained.items())}: set "
+            f"run trains {', '.join(f'{part}: {mode}' for part, mode in trained.items())}: set "
             "vllm_url: null, or start from a run with language_model: lora and the other parts "
             "frozen"
         )
@@ -326,7 +330,7 @@ def check_start(settings: Settings, start: Start) -> None:
 def _check_adapter(settings: Settings, start: Start) -> None:
     """Refuse settings of an adapter where that of `start.run` is trained further."""
     of_adapter = {
-        **start.policy,
+        **start.trainable,
         "lora_rank": None,
         "lora_alpha": None,
         "lora_target_modules": None,
@@ -379,13 +383,13 @@ def train(
     arguments = _arguments(settings, used)
     model = _model(start, settings, mixed)
     set_seed(settings.seed)
-    judge = rewards.Judge(used, samples, start.prompt, settings.label_weight_power)
-    trainer = _trainer(settings, arguments, model, start, rows, judge)
+    scorer = rewards.RewardScorer(used, samples, start.prompt, settings.label_weight_power)
+    trainer = _trainer(settings, arguments, model, start, rows, scorer)
     distributed.check_sharding(trainer)
     trained: Any = trainer.model
     parameters = [(num_weights(p), p.requires_grad) for p in trained.parameters()]
     trainer.train_to_end(run_dir)
-    uses_lora = "lora" in start.policy.values()
+    uses_lora = "lora" in start.trainable.values()
     sft.save_trained(trainer, start.processor, start.family, start.base_id, uses_lora, run_dir)
     if trainer.server is not None and distributed.is_main():
         trainer.server.close()
@@ -433,7 +437,7 @@ def _trainer(
     model: tuple[Any, Any],
     start: Start,
     rows: datasets.Dataset,
-    judge: rewards.Judge,
+    scorer: rewards.RewardScorer,
 ) -> Any:
     """The trainer of a `_model`, with the tower's features if they are cached."""
     from datasets import Dataset
@@ -443,13 +447,13 @@ def _trainer(
     from vlmface.train.trainer import JsonlLogger, all_tower_features
 
     run_dir = Path(settings.output_dir)
-    frozen_tower = start.policy["vision_tower"] == "frozen" and not distributed.sharding()
+    frozen_tower = start.trainable["vision_tower"] == "frozen" and not distributed.sharding()
     # The conversation is read from `rows`; TRL needs some prompt for each.
     conversation = [{"role": "user", "content": start.prompt.id}]
     trainer = GroupTrainer(
         model=model[0],
         args=arguments,
-        reward_funcs=judge.functions(),
+        reward_funcs=scorer.functions(),
         train_dataset=Dataset.from_dict(
             {"prompt": [conversation] * len(rows), "index": list(range(len(rows)))}
         ),
@@ -458,7 +462,7 @@ def _trainer(
         callbacks=[JsonlLogger(run_dir / "log.jsonl", keys=None)],
         family=start.family,
         faces=rows,
-        judge=judge,
+        scorer=scorer,
         stops=start.family.stop_token_ids(start.processor),
         top_p=settings.top_p,
         max_logprob_drift=settings.max_logprob_drift,
@@ -479,14 +483,14 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     adapter, or None)."""
     import torch
 
-    lora = "lora" in start.policy.values()
+    lora = "lora" in start.trainable.values()
     model = families.load_model(
         start.family, start.base, dtype=torch.bfloat16 if mixed and lora else torch.float32
     )
     if start.run is not None:
         return attach(model, start.run, trainable=True), None
     if not lora:
-        modules.freeze(start.family.MODULE_PATHS, model, start.policy)
+        modules.freeze(start.family.MODULE_PATHS, model, start.trainable)
         return model, None
     return model, sft.lora_config(settings.lora, start.family, model, 0)
 
@@ -509,7 +513,7 @@ def _server(start: Start, settings: Settings) -> Any:
         "skip_special_tokens": False,
     }
     flags = start.family.vllm_flags(
-        start.processor, max_length=start.max_length, policy=start.policy
+        start.processor, max_length=start.max_length, trainable=start.trainable
     )
     return VLLMRolloutServer(
         settings.vllm_url,
@@ -537,7 +541,7 @@ def write_manifest(
         family=start.family,
         processor=start.processor,
         prompts=[start.prompt],
-        policy=start.policy,
+        trainable=start.trainable,
         views=start.views,
         num_frames=start.num_frames,
         max_length=start.max_length,

@@ -113,7 +113,7 @@ def _built_in(*, needs_annotation: bool = False) -> Callable[[RewardFunction], R
 
 @_built_in()
 def format(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
-    """1 if the text is exactly the asked form with a label of the space, else 0."""
+    """1 if the text is exactly the requested format with a label of the space, else 0."""
     return float(answer.status == "strict")
 
 
@@ -125,7 +125,7 @@ def emotion(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | No
     Labels are those of the prompt's space (emotion, or any other), after the parser has read
     aliases and case: "Happy" is happiness, "unhappy" is not.
     """
-    truth = None if space.several else sample.label(space)
+    truth = None if space.multi_label else sample.label(space)
     return None if truth is None else float(answer.label == truth)
 
 
@@ -171,16 +171,16 @@ def au_intensity(
 
 def _f_beta(answer: Answer, sample: FaceSample, weights: Mapping[int, float], beta: float) -> float:
     annotated = {label.au for label in sample.aus or ()}
-    named = annotated.intersection(answer.aus)
+    predicted = annotated.intersection(answer.aus)
     if not answer.labels:
         return -1.0
     if not weights:
-        return -1.0 if named else 1.0
-    found = named & weights.keys()
-    if not found:
+        return -1.0 if predicted else 1.0
+    hits = predicted & weights.keys()
+    if not hits:
         return -1.0
-    precision = len(found) / len(named)
-    recall = sum(weights[n] for n in found) / sum(weights.values())
+    precision = len(hits) / len(predicted)
+    recall = sum(weights[n] for n in hits) / sum(weights.values())
     square = beta**2
     return 2 * (1 + square) * precision * recall / (square * precision + recall) - 1
 
@@ -333,7 +333,7 @@ def label_weights(
     that rare labels weigh more. `power` 0 leaves all alike, 1 balances the labels, 0.5 lies
     between. The weights' mean over the faces is 1. Raises UserError for a `power` above 0
     where a face may have several labels, which weigh against each other."""
-    if space.several:
+    if space.multi_label:
         if power:
             raise UserError(
                 f"label_weight_power is {power}, but a face may have several labels of {space.id}: "
@@ -349,8 +349,8 @@ def label_weights(
     return {label: raw[label] * scale for label in sorted(raw, key=space.labels.index)}
 
 
-class Judge:
-    """TRL's reward functions over our own: they read the prompt's form once for each text."""
+class RewardScorer:
+    """TRL's reward functions over our own: they read the prompt's format once for each text."""
 
     def __init__(
         self,
@@ -384,6 +384,6 @@ class Judge:
         return [adapted(reward) for reward in self.rewards]
 
     def score(self, reward: WeightedReward, answer: Answer, sample: FaceSample) -> float | None:
-        found = reward(answer, sample, self.prompt.space)
+        value = reward(answer, sample, self.prompt.space)
         label = sample.label(self.prompt.space)
-        return None if found is None else found * self.weights.get(label or "", 1.0)
+        return None if value is None else value * self.weights.get(label or "", 1.0)

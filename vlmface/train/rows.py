@@ -32,7 +32,7 @@ def encode_rows(
 
     A sample without a rationale gets one from the rule writer, from its annotated AUs and label.
     Left out are rows without a label of the prompt's space ("no_label"), without the AU annotation
-    that a rationale is written from ("no_aus"), rationales that do not fit the prompt's form
+    that a rationale is written from ("no_aus"), rationales that do not fit the prompt's format
     ("unreadable_rationale"), and what the encoder refuses ("too_long", ...).
     The images stay compressed. Rows that `crop_cache.apply_views` made keep all that is shown of
     them; of another clip it is the middle frame. Raises UserError if nothing is left.
@@ -41,9 +41,9 @@ def encode_rows(
     from tqdm import tqdm
 
     messages = prompt.messages()
-    kept: list[int] = []
+    row_indices: list[int] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     images = image_columns(rows)
     plain = rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not is_main())):
@@ -54,50 +54,54 @@ def encode_rows(
             text = encode.encode_text(
                 processor, family, messages, target, max_length=max_length, image_size=size
             )
-        except encode.RefusedError as error:
-            left_out[error.reason] += 1
+        except encode.SkippedSampleError as error:
+            skipped[error.reason] += 1
             continue
-        kept.append(index)
+        row_indices.append(index)
         del text["attention_mask"]  # the collator's own: it pads
         for name, values in text.items():
             encoded[name].append(values)
         encoded["length"].append(len(text["input_ids"]))
-    if not kept:
+    if not row_indices:
         raise UserError(
-            f"none of the {len(rows)} rows can be trained on ({dict(left_out)}): check the data "
+            f"none of the {len(rows)} rows can be trained on ({dict(skipped)}): check the data "
             "set's labels against the prompt's label space, and max_length"
         )
-    if left_out:
-        images = images.select(kept)
-    columns = Dataset.from_dict({**encoded, "row": kept})
-    return concatenate_datasets([images, columns], axis=1), dict(left_out)
+    if skipped:
+        images = images.select(row_indices)
+    columns = Dataset.from_dict({**encoded, "row": row_indices})
+    return concatenate_datasets([images, columns], axis=1), dict(skipped)
 
 
 def image_columns(rows: datasets.Dataset) -> datasets.Dataset:
     """The columns of `rows` that say what a model is shown of each, as they are stored."""
-    found = with_still_images(rows)
-    return found.select_columns(
-        [name for name in row_images.IMAGE_COLUMNS if name in found.column_names]
+    columns = with_still_images(rows)
+    return columns.select_columns(
+        [name for name in row_images.IMAGE_COLUMNS if name in columns.column_names]
     )
 
 
 def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
     """The text to learn, written from the sample's labels where it has no rationale of its own.
-    Raises RefusedError if it has no label or nothing to write from."""
+    Raises SkippedSampleError if it has no label or nothing to write from."""
     from vlmface.rationale import rules
 
-    if not prompt.truth(sample):
-        raise encode.RefusedError("no_label", f"{sample.id} has no label of {prompt.space.id}")
-    if prompt.reasons and sample.rationale is None:
+    if not prompt.target_labels(sample):
+        raise encode.SkippedSampleError(
+            "no_label", f"{sample.id} has no label of {prompt.space.id}"
+        )
+    if prompt.has_rationale and sample.rationale is None:
         if sample.aus is None or (sample.emotion is None and prompt.space.field == "emotion"):
-            raise encode.RefusedError("no_aus", f"{sample.id} has no annotation to write from")
-        own, aus = rules.sample_seed(seed, sample.id), sample.intensities()
+            raise encode.SkippedSampleError(
+                "no_aus", f"{sample.id} has no annotation to write from"
+            )
+        row_seed, aus = rules.sample_seed(seed, sample.id), sample.intensities()
         if sample.emotion is None:
-            body = rules.describe(aus, seed=own)
+            body = rules.describe(aus, seed=row_seed)
         else:
-            body = rules.write(aus, sample.emotion, seed=own, body_only=True)
+            body = rules.write(aus, sample.emotion, seed=row_seed, body_only=True)
         sample.rationale, sample.rationale_source, sample.rationale_saw_label = body, "rules", True
     try:
         return prompt.target(sample)
     except UserError as error:
-        raise encode.RefusedError("unreadable_rationale", str(error)) from error
+        raise encode.SkippedSampleError("unreadable_rationale", str(error)) from error

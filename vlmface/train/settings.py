@@ -144,7 +144,7 @@ class Lora:
     """How a model is trained, part by part, and its adapters, as peft names them.
 
     Args:
-        policy: {part: frozen | lora | full}.
+        trainable: {part: frozen | lora | full}.
         rank: Rank of the adapters.
         alpha: Their scale, over the rank.
         dropout: In front of the adapters.
@@ -153,7 +153,7 @@ class Lora:
         train_embeddings: Whether the embeddings of all tokens are trained too.
     """
 
-    policy: dict[str, str]
+    trainable: dict[str, str]
     rank: int
     alpha: float
     modules: list[str]
@@ -183,7 +183,7 @@ class PolicySettings(Checked):
     lora_target_modules: list[str] = field(default_factory=lambda: ["all"])
 
     @property
-    def policy(self) -> dict[str, str]:
+    def trainable(self) -> dict[str, str]:
         """{part: how it is trained}."""
         return {
             "vision_tower": self.vision_tower,
@@ -194,11 +194,11 @@ class PolicySettings(Checked):
     @property
     def uses_lora(self) -> bool:
         """Whether some part is trained under LoRA."""
-        return "lora" in self.policy.values()
+        return "lora" in self.trainable.values()
 
-    def check_policy(self) -> None:
+    def check_trainable(self) -> None:
         """Refuse to train nothing. Raises UserError."""
-        if set(self.policy.values()) == {"frozen"}:
+        if set(self.trainable.values()) == {"frozen"}:
             raise UserError(
                 "nothing would be trained: vision_tower, projector and language_model are all "
                 "frozen; set language_model: lora, say"
@@ -275,7 +275,7 @@ class SFTSettings(
     def lora(self) -> Lora:
         """How the model is trained."""
         return Lora(
-            policy=self.policy,
+            trainable=self.trainable,
             rank=self.lora_rank,
             alpha=self.lora_alpha,
             modules=self.lora_target_modules,
@@ -288,7 +288,7 @@ class SFTSettings(
         """Refuse what cannot be trained. Raises UserError."""
         checks.saved_when_logged(self)
         checks.dataset_options(self)
-        self.check_policy()
+        self.check_trainable()
 
     def unused(self) -> Iterator[Unused]:
         """The fields that have no effect beside the others."""

@@ -18,7 +18,7 @@ from vlmface.data import crops, row_images, shows_faces
 from vlmface.errors import UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
-from vlmface.prompts import Prompt, Question
+from vlmface.prompts import Prompt, PromptLike
 from vlmface.run_dir import read_log
 from vlmface.train.checks import check_supported
 from vlmface.train.settings import Lora, SFTSettings
@@ -45,7 +45,7 @@ def identity(
     loaded: datasets.Dataset,
     rows: datasets.Dataset,
     test_rows: datasets.Dataset,
-    prompts: Sequence[Question],
+    prompts: Sequence[PromptLike],
     base: str | Path,
 ) -> dict[str, Any]:
     """What must be the same when a run is resumed, besides its settings (`run_dir.start_run`).
@@ -88,15 +88,15 @@ def lora_config(lora: Lora, family: Family, model: Any, tokens: int) -> Any:
     """
     from peft import LoraConfig
 
-    modules.check_lora_target_modules(family.MODULE_PATHS, model, lora.policy, lora.modules)
+    modules.check_lora_target_modules(family.MODULE_PATHS, model, lora.trainable, lora.modules)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
-        target_modules=family.lora_targets(lora.policy, lora.modules),
-        modules_to_save=modules.full_modules(family.MODULE_PATHS, lora.policy, model) or None,
+        target_modules=family.lora_targets(lora.trainable, lora.modules),
+        modules_to_save=modules.full_modules(family.MODULE_PATHS, lora.trainable, model) or None,
         # peft keeps the head tied to embeddings that are adapted this way.
         trainable_token_indices={"embed_tokens": list(range(tokens))}
         if lora.train_embeddings
@@ -251,7 +251,7 @@ def _model(
         model._weight_conversions = None
     if settings.uses_lora:
         return model, lora_config(settings.lora, family, model, len(processor.tokenizer))
-    modules.freeze(family.MODULE_PATHS, model, settings.policy)
+    modules.freeze(family.MODULE_PATHS, model, settings.trainable)
     return model, None
 
 
@@ -331,7 +331,7 @@ class TrainedModel:
         family: Of the base model.
         processor: As it was trained with.
         prompts: As it was trained with.
-        policy: {part: frozen | lora | full}.
+        trainable: {part: frozen | lora | full}.
         views: The views, as settings contain them.
         num_frames: Of a video, for each view.
         max_length: Tokens of images, prompt and answer.
@@ -343,7 +343,7 @@ class TrainedModel:
     family: Family
     processor: Any
     prompts: Sequence[Prompt]
-    policy: Mapping[str, str]
+    trainable: Mapping[str, str]
     views: Any
     num_frames: int
     max_length: int
@@ -373,8 +373,8 @@ def write_manifest(
         recipe=recipe,
         family=model.family.NAME,
         base_model={"id": model.base_id, "sha": manifest.weights_sha(model.base)},
-        adapter="lora" in model.policy.values(),
-        trainable=dict(model.policy),
+        adapter="lora" in model.trainable.values(),
+        trainable=dict(model.trainable),
         quantization=model.quantization,
         prompts=[manifest.prompt_entry(prompt) for prompt in model.prompts],
         au_set=list(au_set),

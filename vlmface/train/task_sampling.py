@@ -33,7 +33,7 @@ def row_labels(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[s
     for row in rows.remove_columns(["image", "frames"]):
         sample = FaceSample.from_row(row)
         for labels, prompt in zip(labels_by_prompt, prompts, strict=True):
-            labels.append(answers.join_labels(prompt.truth(sample)) or None)
+            labels.append(answers.join_labels(prompt.target_labels(sample)) or None)
     return labels_by_prompt
 
 
@@ -43,7 +43,7 @@ def check_balance(balance_by: Balance, prompts: Sequence[Prompt]) -> None:
     Raises:
         UserError: `balance_by` is "labels" and a prompt has several labels per face.
     """
-    if balance_by == "labels" and (multi_label := [p.id for p in prompts if p.several]):
+    if balance_by == "labels" and (multi_label := [p.id for p in prompts if p.multi_label]):
         raise UserError(
             f"balance_by is 'labels', but {', '.join(multi_label)} asks for several labels of a "
             "face, which cannot all be made equally frequent: use tasks or none"
@@ -83,8 +83,8 @@ def select_rows(
             row_words = np.array([words[i] for i in rows])
             pools = [rows[row_words == word] for word in sorted(set(row_words))]
         counts = [size // len(pools) + (k < size % len(pools)) for k in range(len(pools))]
-        drawn = [draw_evenly(pool, n, rng) for pool, n in zip(pools, counts, strict=True)]
-        selected.append(np.sort(np.concatenate(drawn)))
+        indices = [draw_evenly(pool, n, rng) for pool, n in zip(pools, counts, strict=True)]
+        selected.append(np.sort(np.concatenate(indices)))
     return selected
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
 from vlmface.data.text_files import read_lines
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families.base import Family
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def encode_row(
         As `encode.encode_text`.
 
     Raises:
-        RefusedError: "too_long", "image_in_text" or "joined".
+        SkippedSampleError: "too_long", "image_in_text" or "joined".
     """
     messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
     row = encode.encode_text(processor, family, messages, answer)
@@ -89,7 +89,9 @@ def encode_row(
     image = processor.tokenizer(family.image_text(processor, _BLANK), add_special_tokens=False)
     ids = row["input_ids"] + image["input_ids"]
     if max_length is not None and len(ids) > max_length:
-        raise RefusedError("too_long", f"{len(ids)} tokens do not fit max_length {max_length}")
+        raise SkippedSampleError(
+            "too_long", f"{len(ids)} tokens do not fit max_length {max_length}"
+        )
     return {
         "input_ids": ids,
         "attention_mask": [1] * len(ids),
@@ -131,7 +133,7 @@ def encode_file(
     for question, answer in read_questions(path):
         try:
             encoded = encode_row(processor, family, question, answer, max_length=max_length)
-        except RefusedError as error:
+        except SkippedSampleError as error:
             skipped[error.reason] += 1
             continue
         del encoded["attention_mask"]  # the collator adds it when it pads

@@ -273,7 +273,7 @@ def all_tower_features(model: Any, family: Family, rows: Any, processor: Any) ->
     from tqdm import tqdm
 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    first = {row: place for place, row in reversed(list(enumerate(rows["row"][:])))}
+    first = {row: position for position, row in reversed(list(enumerate(rows["row"][:])))}
     features: Features = {}
     with torch.no_grad():
         for start in tqdm(range(0, len(first), 64), "image features", unit="batch"):

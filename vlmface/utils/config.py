@@ -1,25 +1,25 @@
 """Settings: a dataclass, a YAML file that fills it, a command line that overrides single fields.
 
-`parse(Settings, argv, default="sft_cot_tiny")` is all a recipe needs. Every field has one type and
-one name; a misspelt name or a value of another type is an error, never ignored.
+`load_config(Settings, argv, default="sft_cot_tiny")` is all a recipe needs. Every field has one
+type and one name; a misspelt name or a value of another type is an error, never ignored.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import difflib
 import json
 import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.resources import resource
 from vlmface.utils import distributed
 from vlmface.utils.files import atomic_write
@@ -38,7 +38,7 @@ T = TypeVar("T")
 SETTINGS = "settings.json"  # in the folder of a run
 
 
-def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
+def load_config(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
     """Read `--config FILE.yaml` (or `default`, a name in recipes/configs), then `--field value`.
 
     `--field=value` works too, and a bare `--field` sets a bool field to true. `--help` prints the
@@ -46,42 +46,49 @@ def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
     the field, the value found and what is allowed.
     """
     wants_help = any(word in ("-h", "--help") for word in argv)
-    given = words(cls, [word for word in argv if word not in ("-h", "--help")])
-    file = find(str(given.pop("config", default)))
-    stored = _still_true(cls, read(file), given)
+    overrides = split_args(cls, [word for word in argv if word not in ("-h", "--help")])
+    file = find_config(str(overrides.pop("config", default)))
+    stored = _still_true(cls, read_yaml(file), overrides)
     if issubclass(cls, Checked):
-        stored |= cls.implied(stored, given)
-    settings = build(cls, {**stored, **given}, where=f"{file.name} or the command line")
+        stored |= cls.implied(stored, overrides)
+    settings = from_dict(cls, {**stored, **overrides}, where=f"{file.name} or the command line")
     if wants_help:
         print(f"{usage}\n\nSettings, with the values that would be used now ({file}):")
         values = {name: f" {getattr(settings, name)!r}" for name in kinds(cls)}
         print(describe_fields(cls, values))
         raise SystemExit(0)
-    refuse_unused(settings, given)
+    refuse_unused(settings, overrides)
     return settings
 
 
-def peek(name: str, argv: Sequence[str], *, default: str) -> Any:
-    """What `parse` would find for one field, before it is known which settings there are: a word
-    of the command line, or what the file says; None if neither names it. Raises UserError."""
+def read_field(name: str, argv: Sequence[str], *, default: str) -> Any:
+    """The value of one field, before it is known which settings there are.
+
+    It comes from the command line or else from the file; None if neither names it.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
 
     @dataclasses.dataclass
     class Unknown:
         config: str
 
-    given = words(Unknown, [word for word in argv if word not in ("-h", "--help")])
-    return given.get(name, read(find(str(given.get("config", default)))).get(name))
+    overrides = split_args(Unknown, [word for word in argv if word not in ("-h", "--help")])
+    return overrides.get(
+        name, read_yaml(find_config(str(overrides.get("config", default)))).get(name)
+    )
 
 
-def from_words(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
-    """`--field value` alone, for commands without a settings file; `--help` as in `parse`."""
+def parse_args(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
+    """`--field value` alone, for commands without a settings file; `--help` as in `load_config`."""
     if any(word in ("-h", "--help") for word in argv):
         defaults = {name: f" {value!r}" for name, value in default_values(cls).items()}
         print(f"{usage}\n\nSettings, with their defaults:\n{describe_fields(cls, defaults)}")
         raise SystemExit(0)
-    given = words(cls, argv)
-    settings = build(cls, dict(given), where="the command line")
-    refuse_unused(settings, given)
+    overrides = split_args(cls, argv)
+    settings = from_dict(cls, dict(overrides), where="the command line")
+    refuse_unused(settings, overrides)
     return settings
 
 
@@ -125,17 +132,32 @@ def default_values(cls: Any) -> dict[str, Any]:
     return values
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose options are declared as `--dash-case`; `--snake_case` also works."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, after writing the names of options with dashes."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_with_dashes(word) for word in words], namespace)
+
+
+def _with_dashes(word: str) -> str:
+    """`--max_words=9` as `--max-words=9`; keys behind a dot (`--x.a_b`) and values are kept."""
+    match = re.match(r"--\w[\w-]*", word)
+    return match[0].replace("_", "-") + word[match.end() :] if match else word
+
+
 def option(parser: Any, flag: str, kind: Any, *, help: str = "", **keywords: Any) -> None:
     """Add an option to a parser of argparse; its help ends with type, range and default.
 
     Args:
         parser: To add to.
-        flag: Such as "--n".
+        flag: Such as "--batch-size".
         kind: The type, with its range; parsing raises UserError for another value.
         help: The meaning.
         keywords: Further ones of `add_argument`.
     """
-    name = flag.removeprefix("--")
+    name = flag.removeprefix("--").replace("-", "_")
     allowed = describe(kind)
     if (default := keywords.get("default")) is not None:
         allowed += f"; default {default}"
@@ -143,32 +165,32 @@ def option(parser: Any, flag: str, kind: Any, *, help: str = "", **keywords: Any
     parser.add_argument(flag, type=lambda word: convert(name, kind, word), help=text, **keywords)
 
 
-def words(cls: type, argv: Sequence[str]) -> dict[str, str]:
+def split_args(cls: type, argv: Sequence[str]) -> dict[str, str]:
     """{field: text} of `--field value`, `--field=value` and bare `--flag`. Raises UserError."""
-    field_types, given, rest = kinds(cls), {}, list(argv)
-    while rest:
-        word = rest.pop(0)
+    field_types, overrides, remaining = kinds(cls), {}, list(argv)
+    while remaining:
+        word = remaining.pop(0)
         if not word.startswith("--"):
             raise UserError(f"unexpected argument {word!r}: settings are written --field value")
         name, equals, text = word[2:].partition("=")
         name = name.replace("-", "_")
         choices = [bare(kind)[0] for kind in alternatives(field_types.get(name))]
         if any(typing.get_origin(kind) is dict for kind in choices):
-            given[name] = _pairs(name, ([text] if equals else []) + _values(rest))
+            overrides[name] = _pairs(name, ([text] if equals else []) + _values(remaining))
             continue
         if not equals:
-            is_flag = not rest or rest[0].startswith("--")
-            text = "true" if is_flag else rest.pop(0)
+            is_flag = not remaining or remaining[0].startswith("--")
+            text = "true" if is_flag else remaining.pop(0)
             if is_flag and name in field_types and bool not in choices:
                 raise UserError(f"--{name} needs a value")
-        given[name] = text
-    return given
+        overrides[name] = text
+    return overrides
 
 
-def _values(rest: list[str]) -> list[str]:
-    """The words up to the next option, taken out of `rest`."""
-    end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
-    values, rest[:end] = rest[:end], []
+def _values(remaining: list[str]) -> list[str]:
+    """The words up to the next option, taken out of `remaining`."""
+    end = next((i for i, word in enumerate(remaining) if word.startswith("--")), len(remaining))
+    values, remaining[:end] = remaining[:end], []
     return values
 
 
@@ -183,19 +205,19 @@ def fields(name: str, texts: Sequence[str]) -> dict[str, Any]:
     """{"temperature": 0} of ["temperature=0"]; values are read as YAML. Raises UserError."""
     if not texts:
         raise UserError(f"--{name} needs a value, such as NAME=VALUE")
-    found = {}
+    pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UserError(f"--{name} {text!r} is not NAME=VALUE")
         try:
-            found[key] = yaml.safe_load(value)
+            pairs[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"--{name} {key}: cannot read {value!r} ({error})") from error
-    return found
+    return pairs
 
 
-def command(main: Callable[[Sequence[str]], int]) -> NoReturn:
+def run_main(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a script's `main` on the command line: a UserError is one line on stderr and exit code 2,
     an interruption exit code 130. Several processes end together."""
     distributed.run_command(
@@ -203,7 +225,7 @@ def command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     )
 
 
-def find(name: str) -> Path:
+def find_config(name: str) -> Path:
     """The YAML file `name`: a path, or the name of a file in recipes/configs."""
     path = Path(name)
     if path.is_file():
@@ -213,14 +235,14 @@ def find(name: str) -> Path:
     folder = resource("recipes/configs")
     if (folder / path).is_file():
         return folder / path
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    config_names = sorted(file.stem for file in folder.glob("*.yaml"))
     raise UserError(
-        f"there is no settings file {name!r}{nearest(path.stem, known)}: give the path of a YAML "
-        f"file, or one of {', '.join(known)}"
+        f"there is no settings file {name!r}{did_you_mean(path.stem, config_names)}: "
+        f"give the path of a YAML file, or one of {', '.join(config_names)}"
     )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for anything else, and for a repeated key."""
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -245,29 +267,29 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def build(cls: type[T], values: dict[str, Any], *, where: str) -> T:
+def from_dict(cls: type[T], values: dict[str, Any], *, where: str) -> T:
     """Make `cls` from `values`, each converted to its field's type and within its range; `Checked`
     settings must also agree with each other. Raises UserError."""
     fields = kinds(cls)
     for name in values:
         if name not in fields:
             raise UserError(
-                f"there is no setting {name!r}{nearest(str(name), fields)} (in {where}); "
+                f"there is no setting {name!r}{did_you_mean(str(name), fields)} (in {where}); "
                 f"settings: {', '.join(fields)}"
             )
     if missing := set(fields) - set(default_values(cls)) - set(values):
         raise UserError(f"{where} lacks {', '.join(sorted(missing))}: add it")
-    made = cls(**{name: convert(name, fields[name], value) for name, value in values.items()})
-    if isinstance(made, Checked):
-        made.check()
-    return made
+    settings = cls(**{name: convert(name, fields[name], value) for name, value in values.items()})
+    if isinstance(settings, Checked):
+        settings.check()
+    return settings
 
 
-def refuse_unused(settings: Any, given: Collection[str] | None = None) -> None:
+def refuse_unused(settings: Any, overrides: Collection[str] | None = None) -> None:
     """Refuse fields of `Checked` settings that differ from their default and have no effect.
 
-    `given` are the fields of the command line (None: all). What a settings file says of an option
-    that the command line has switched off may stay, and is printed. Raises UserError.
+    `overrides` are the fields of the command line (None: all). What a settings file says of an
+    option that the command line has switched off may stay, and is printed. Raises UserError.
     """
     if not isinstance(settings, Checked):
         return
@@ -277,10 +299,10 @@ def refuse_unused(settings: Any, given: Collection[str] | None = None) -> None:
         if name in defaults and value == default:
             continue
         text = f"{name} is {value!r}, but has no effect: {why}"
-        of_file = given is not None and name not in given
+        of_file = overrides is not None and name not in overrides
         if of_file and by is None:
             continue
-        if of_file and set(by or ()) & set(given or ()):
+        if of_file and set(by or ()) & set(overrides or ()):
             if os.environ.get("RANK", "0") == "0":
                 print(f"note: {text}")
             continue
@@ -291,7 +313,7 @@ def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
-def _still_true(cls: type, stored: dict[str, Any], given: dict[str, str]) -> dict[str, Any]:
+def _still_true(cls: type, stored: dict[str, Any], overrides: dict[str, str]) -> dict[str, Any]:
     """What a settings file says, without texts about a field that the command line changes."""
     about = {
         name: extra.field
@@ -303,18 +325,18 @@ def _still_true(cls: type, stored: dict[str, Any], given: dict[str, str]) -> dic
         name: value
         for name, value in stored.items()
         if name not in about
-        or about[name] not in given
-        or given[about[name]] == str(stored.get(about[name]))
+        or about[name] not in overrides
+        or overrides[about[name]] == str(stored.get(about[name]))
     }
 
 
-def save(settings: Any, folder: Path) -> None:
+def save_config(settings: Any, folder: Path) -> None:
     """Write `settings` as settings.json into `folder`."""
     atomic_write(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
 
-def compare(settings: Any, folder: Path, free: Sequence[str] = ()) -> None:
-    """Check `settings` against the settings.json in `folder`; fields in `free` may differ.
+def check_config(settings: Any, folder: Path, ignore: Sequence[str] = ()) -> None:
+    """Check `settings` against the settings.json in `folder`; fields in `ignore` may differ.
 
     Resuming with other settings would mix two runs: UserError names the setting and both values.
     """
@@ -325,7 +347,7 @@ def compare(settings: Any, folder: Path, free: Sequence[str] = ()) -> None:
         raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
     now = dataclasses.asdict(settings)
     for name in {**before, **now}:
-        if name not in free and before.get(name) != now.get(name):
+        if name not in ignore and before.get(name) != now.get(name):
             raise UserError(
                 f"{folder} was started with {name} = {before.get(name)!r}, but now {name} = "
                 f"{now.get(name)!r}: use another --output_dir, the old setting, or --overwrite"
@@ -335,7 +357,7 @@ def compare(settings: Any, folder: Path, free: Sequence[str] = ()) -> None:
 def convert(name: str, kind: Any, value: Any) -> Any:
     """A YAML value or a word of the command line as `kind`; text is read as YAML first. Raises
     UserError that names the value and what is allowed."""
-    options = [bare(one)[0] for one in alternatives(kind)]
+    options = [bare(alternative)[0] for alternative in alternatives(kind)]
     parsed = value
     if isinstance(value, str) and str not in options:
         try:
@@ -344,15 +366,15 @@ def convert(name: str, kind: Any, value: Any) -> Any:
             parsed = value
     elif isinstance(value, str) and value in ("null", "none", "None") and type(None) in options:
         parsed = None
-    shown = repr(value)
+    value_text = repr(value)
     for choice in alternatives(kind):
-        made = _as_option(name, bare(choice)[0], value, parsed)
-        if made is _NOT:
+        converted = _as_option(name, bare(choice)[0], value, parsed)
+        if converted is _NOT:
             continue
-        if in_range(choice, made):
-            return made
-        shown = str(value)  # a number, written as text or not
-    raise UserError(f"{name} is {shown}, but must be {describe(kind)}")
+        if in_range(choice, converted):
+            return converted
+        value_text = str(value)  # a number, written as text or not
+    raise UserError(f"{name} is {value_text}, but must be {describe(kind)}")
 
 
 _NOT = object()  # the value is not of that type
@@ -367,25 +389,25 @@ def _as_option(name: str, kind: Any, value: Any, parsed: Any) -> Any:
         options = typing.get_args(kind)
         return next((o for o in options if type(o) is type(parsed) and o == parsed), _NOT)
     if origin is dict:
-        of = typing.get_args(kind)[1]
+        item_kind = typing.get_args(kind)[1]
         if not isinstance(parsed, dict):
             return _NOT
-        if of is Any:
+        if item_kind is Any:
             return parsed
-        return {key: convert(f"{name}.{key}", of, item) for key, item in parsed.items()}
+        return {key: convert(f"{name}.{key}", item_kind, item) for key, item in parsed.items()}
     if origin is list:
-        (of,) = typing.get_args(kind)
-        if typing.get_origin(of) is dict and isinstance(parsed, dict):
+        (item_kind,) = typing.get_args(kind)
+        if typing.get_origin(item_kind) is dict and isinstance(parsed, dict):
             raise UserError(
                 f"{name} is one mapping, but must be a list of them: write [{_as_yaml(parsed)}]"
             )
         items = value
         if isinstance(value, str):  # mappings hold commas of their own
-            items = parsed if typing.get_origin(of) is dict else value.split(",")
+            items = parsed if typing.get_origin(item_kind) is dict else value.split(",")
         if not isinstance(items, list):
             return _NOT
         words = [item.strip(" []") if isinstance(item, str) else item for item in items]
-        return [convert(name, of, word) for word in words if word != "" or value != "[]"]
+        return [convert(name, item_kind, word) for word in words if word != "" or value != "[]"]
     if kind is float:
         return _as_float(parsed)
     return parsed if type(parsed) is kind else _NOT
@@ -399,9 +421,3 @@ def _as_float(parsed: Any) -> Any:
         return float(parsed)
     except (ValueError, OverflowError):
         return _NOT
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the nearest of the known names for a message, or "" if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -48,8 +48,8 @@ def draw(tiles: Sequence[Tile | None], columns: int | None = None) -> Image.Imag
         sheet.paste(picture, (x + (TILE - width) // 2, y + (TILE - height) // 2))
         pen.text((x + 4, y + TILE + 2), _fit(tile.title, large), fill="black", font=large)
         for i, line in enumerate(tile.lines):
-            place = (x + 4, y + TILE + TITLE + LINE * i)
-            pen.text(place, _fit(line, small), fill="#444444", font=small)
+            position = (x + 4, y + TILE + TITLE + LINE * i)
+            pen.text(position, _fit(line, small), fill="#444444", font=small)
     return sheet
 
 

@@ -31,7 +31,7 @@ class Hosts:
     origins: frozenset[str] = frozenset()  # whose pages may send requests, besides the server's own
 
     @classmethod
-    def of(cls, listening: str, allowed: Sequence[str] = ()) -> Hosts:
+    def for_server(cls, listening: str, allowed: Sequence[str] = ()) -> Hosts:
         """Of a server.
 
         Args:
@@ -45,7 +45,7 @@ class Hosts:
         for name in allowed:
             if not _NAME.fullmatch(name):
                 raise UserError(
-                    f"--allowed_hosts has {name!r}: give names without scheme, port and path, such "
+                    f"--allowed-hosts has {name!r}: give names without scheme, port and path, such "
                     "as faces.example.org"
                 )
         extra_names = frozenset(name.lower().rstrip(".") for name in allowed)
@@ -55,15 +55,15 @@ class Hosts:
 
     def problem(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Why a request with these ASGI headers is refused, None if it is not."""
-        given: dict[bytes, list[str]] = {b"host": [], b"origin": []}
+        sent_headers: dict[bytes, list[str]] = {b"host": [], b"origin": []}
         for name, value in headers:
-            if name.lower() in given:
-                given[name.lower()].append(value.decode("latin-1"))
-        hosts, origins = given[b"host"], given[b"origin"]
+            if name.lower() in sent_headers:
+                sent_headers[name.lower()].append(value.decode("latin-1"))
+        hosts, origins = sent_headers[b"host"], sent_headers[b"origin"]
         if len(hosts) != 1 or not self._answers_to(hosts[0]):
             return (
                 "the Host header is not a name of this server: use the address that it listens "
-                "at, or start it with --allowed_hosts NAME"
+                "at, or start it with --allowed-hosts NAME"
             )
         if any(not self._may_send(origin, hosts[0]) for origin in origins):
             return "the Origin header is of another site, whose pages may not send requests"

@@ -105,9 +105,9 @@ def _refuse(name: str, cause: str) -> NoReturn:
     )
 
 
-def _limit(name: str, what: str, count: int, limit: int) -> None:
+def _limit(name: str, description: str, count: int, limit: int) -> None:
     if count > limit:
-        _refuse(name, f"it has more than {limit:,} {what}")
+        _refuse(name, f"it has more than {limit:,} {description}")
 
 
 # --- JPEG -----------------------------------------------------------------------------------------
@@ -429,9 +429,9 @@ _PPM_HEADER = re.compile(
 )
 
 
-def _limit_slow(name: str, what: str, pixels: int, size: int) -> None:
+def _limit_slow(name: str, description: str, pixels: int, size: int) -> None:
     if max(pixels, size) > MAX_SLOW:
-        _refuse(name, f"{what} is slow to decode, and this one has {pixels:,} pixels")
+        _refuse(name, f"{description} is slow to decode, and this one has {pixels:,} pixels")
 
 
 _WALKS: dict[str, Callable[[Data, str], bytes | None]] = {

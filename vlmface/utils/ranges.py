@@ -176,25 +176,37 @@ def in_range(kind: Any, value: Any) -> bool:
     """Whether a value's numbers are within what `kind` declares; of other values, True."""
     options = alternatives(kind)
     if isinstance(value, list | tuple):
-        inner = [typing.get_args(one)[0] for one in options if typing.get_origin(one) is list]
+        inner = [
+            typing.get_args(alternative)[0]
+            for alternative in options
+            if typing.get_origin(alternative) is list
+        ]
         return not inner or all(in_range(inner[0], item) for item in value)
     if isinstance(value, dict):
-        inner = [typing.get_args(one)[1] for one in options if typing.get_origin(one) is dict]
+        inner = [
+            typing.get_args(alternative)[1]
+            for alternative in options
+            if typing.get_origin(alternative) is dict
+        ]
         return not inner or all(in_range(inner[0], item) for item in value.values())
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     fitting = [
-        range_of(one)
-        for one in options
-        if bare(one)[0] is float or (bare(one)[0] is int and isinstance(value, int))
+        range_of(alternative)
+        for alternative in options
+        if bare(alternative)[0] is float or (bare(alternative)[0] is int and isinstance(value, int))
     ]
     return not fitting or any(limit is None or limit.holds(value) for limit in fitting)
 
 
 def in_words(kind: Any, value: Any) -> bool:
     """Whether a text is one of the words that `kind` names, if it is of words alone."""
-    options = [bare(one)[0] for one in alternatives(kind)]
-    words = [typing.get_args(one) for one in options if typing.get_origin(one) is typing.Literal]
+    options = [bare(alternative)[0] for alternative in alternatives(kind)]
+    words = [
+        typing.get_args(alternative)
+        for alternative in options
+        if typing.get_origin(alternative) is typing.Literal
+    ]
     return not isinstance(value, str) or not words or str in options or value in sum(words, ())
 
 
@@ -202,8 +214,8 @@ def describe(kind: Any) -> str:
     """What a field may hold, for people."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     parts = []
-    for one in alternatives(kind):
-        inner, limit = bare(one)[0], range_of(one)
+    for alternative in alternatives(kind):
+        inner, limit = bare(alternative)[0], range_of(alternative)
         if typing.get_origin(inner) is typing.Literal:
             parts.append(" | ".join(map(str, typing.get_args(inner))))
         elif typing.get_origin(inner) in (list, dict):

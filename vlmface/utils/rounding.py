@@ -71,12 +71,12 @@ def level(
     return Difference(max(change.rms, least), max(change.largest, least))
 
 
-def check_finite(logits: Sequence[torch.Tensor], what: str) -> None:
+def check_finite(logits: Sequence[torch.Tensor], description: str) -> None:
     """Check logits before a comparison.
 
     Args:
         logits: Of a model.
-        what: The model, for the message.
+        description: The model, for the message.
 
     Raises:
         UserError: A logit is NaN or infinite.
@@ -84,9 +84,9 @@ def check_finite(logits: Sequence[torch.Tensor], what: str) -> None:
     bad = sum(int((~x.isfinite()).sum()) for x in logits)
     if bad:
         raise UserError(
-            f"{bad} of {sum(x.numel() for x in logits)} logits of {what} are not finite (NaN or "
-            "infinite): its weights are damaged, or its training diverged; restore them, or train "
-            "again with a lower learning_rate"
+            f"{bad} of {sum(x.numel() for x in logits)} logits of {description} are not finite "
+            "(NaN or infinite): its weights are damaged, or its training diverged; restore them, "
+            "or train again with a lower learning_rate"
         )
 
 

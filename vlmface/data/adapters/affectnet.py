@@ -77,8 +77,8 @@ def read(root: Path, split: str, *, classes: int = 8, layout: str | None = None)
     if layout is None:
         layout = next((k for k, v in marks.items() if any((root / m).exists() for m in v)), None)
     if layout not in marks:
-        wanted = "; ".join(f"{k!r} has {' or '.join(v)}" for k, v in marks.items())
-        raise UserError(f"no layout of AffectNet in {root} (layout={layout!r}): {wanted}")
+        expected_marks = "; ".join(f"{k!r} has {' or '.join(v)}" for k, v in marks.items())
+        raise UserError(f"no layout of AffectNet in {root} (layout={layout!r}): {expected_marks}")
     rows, codes = {"official": _official, "npy": _npy, "sample": _sample}[layout](root, split)
     coding = "affectnet_sample" if layout == "sample" else "affectnet"
     rows.columns["emotion"] = emotions(coding, codes)
@@ -105,10 +105,10 @@ def _rated(values: Any) -> np.ndarray:
 def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     file = {"train": "training.csv", "validation": "validation.csv"}[split]
     listing = require_path(root / LISTS / file, "AffectNet's list of labels")
-    named = [name.casefold() for name in csv_header(listing)[:1]] == [PATH.casefold()]
+    has_header = [name.casefold() for name in csv_header(listing)[:1]] == [PATH.casefold()]
     types = dict.fromkeys(HEADER, "float32") | {PATH: "string", "expression": "int32"}
     del types["facial_landmarks"]  # nine tenths of the file
-    options: dict[str, Any] = {} if named else {"column_names": HEADER}
+    options: dict[str, Any] = {} if has_header else {"column_names": HEADER}
     table = read_csv(listing, types, **options)
     paths = table[PATH].to_pylist()
     places = [root / name for name in IMAGES]
@@ -134,8 +134,8 @@ def _npy(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     stems = sorted((s for s in labelled if not s.endswith(".npy")), key=lambda s: (len(s), s))
     skipped = sorted(set(images) - set(stems))
 
-    def read(what: str) -> np.ndarray:
-        paths = [f"{annotations}/{stem}_{what}.npy" for stem in stems]
+    def read(suffix: str) -> np.ndarray:
+        paths = [f"{annotations}/{stem}_{suffix}.npy" for stem in stems]
         values = np.full(len(paths), np.nan)
         exists = exists_mask(paths)
         values[exists] = _numbers([paths[i] for i in np.flatnonzero(exists)])

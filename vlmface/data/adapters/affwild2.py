@@ -144,15 +144,15 @@ def _columns(track: str, header: list[str], values: np.ndarray, invalid: float) 
         return {"aus": action_units(numbers, values == 1, annotated=~missing)}
     if track == "va":
         real = np.where(missing, np.nan, values)
-        named = dict(zip(map(str.lower, header), real.T, strict=True))
-        if set(named) != {"valence", "arousal"}:
+        columns_by_name = dict(zip(map(str.lower, header), real.T, strict=True))
+        if set(columns_by_name) != {"valence", "arousal"}:
             raise UserError(f"the header is {header}, expected valence,arousal in either order")
-        return named
+        return columns_by_name
     coding = label_spaces.CODINGS["affwild2"].codes
     expected = [word or "other" for code, word in coding.items() if code >= 0]
     if [label_spaces.normalise(word) for word in header] != expected[: len(header)]:
         raise UserError(f"the header lists the classes {header}, expected {expected}")
     codes = values[:, 0].astype(int)
-    found = emotions("affwild2", codes)
+    labels = emotions("affwild2", codes)
     other = codes == expected.index("other")
-    return {"emotion": found, "context": [["Other"] if o else None for o in other.tolist()]}
+    return {"emotion": labels, "context": [["Other"] if o else None for o in other.tolist()]}

@@ -51,9 +51,9 @@ def read(root: Path, split: str) -> Rows:
     types = {"image": "string"} | dict.fromkeys(attributes, "int8")
     table = read_spaced(listing, types, skip=2)
     part = _column(root, "Eval", "list_eval_partition.txt", "int8")
-    here = pc.index_in(table["image"], value_set=part["image"])
-    splits = part["value"].take(here).to_numpy()  # NaN where the image is in no part
-    unsplit = table["image"].filter(here.is_null()).to_pylist()
+    part_rows = pc.index_in(table["image"], value_set=part["image"])
+    splits = part["value"].take(part_rows).to_numpy()  # NaN where the image is in no part
+    unsplit = table["image"].filter(part_rows.is_null()).to_pylist()
 
     table = table.filter(np.array(splits == SPLITS.index(split)))
     files = table["image"].to_pylist()
@@ -74,8 +74,8 @@ def read(root: Path, split: str) -> Rows:
     }
     if _place(root, "Anno", "identity_CelebA.txt").exists():
         people = _column(root, "Anno", "identity_CelebA.txt", "string")
-        who = pc.index_in(table["image"], value_set=people["image"])
-        columns["subject"] = people["value"].take(who)
+        person_rows = pc.index_in(table["image"], value_set=people["image"])
+        columns["subject"] = people["value"].take(person_rows)
     return Rows(columns, {"image in no split": unsplit} if unsplit else {})
 
 

@@ -74,20 +74,20 @@ def read(
     coded: list[Path | None] = []
     skipped: dict[str, list[str]] = {}
     for sequence in sorted(path for path in images.glob("S*/*") if path.is_dir()):
-        place = sequence.relative_to(images)
+        folder = sequence.relative_to(images)
         stems = sorted(path.stem for path in sequence.glob("S*.png"))
-        label = next((labels / place).glob("S*_emotion.txt"), None)
-        coding = codings and next((codings / place).glob("S*_facs.txt"), None)
+        label = next((labels / folder).glob("S*_emotion.txt"), None)
+        coding = codings and next((codings / folder).glob("S*_facs.txt"), None)
         if not stems or (label is None and not unlabelled):
             reason = "no emotion label" if stems else "no frames"
-            skipped.setdefault(reason, []).append(str(place))
+            skipped.setdefault(reason, []).append(str(folder))
             continue
         labelled = label or coding
         peak = labelled.stem.rpartition("_")[0] if labelled else stems[-1]
         for stem, word in _choose_frames(stems, peak, label, classes, frames):
             columns["id"].append(f"ckplus-{stem}")
             columns["image"].append(str(sequence / f"{stem}.png"))
-            columns["subject"].append(place.parts[0])
+            columns["subject"].append(folder.parts[0])
             columns["emotion"].append(word)
             coded.append(coding if stem == peak else None)
     if aus:
@@ -105,11 +105,11 @@ def _choose_frames(
     """(stem, emotion) of each frame of a sequence that becomes a row; see `read`."""
     before = [stem for stem in stems if stem < peak]
     emotion = _emotion(label) if label else None
-    chosen = [(stem, emotion) for stem in (before[-2:] if frames == "last3" else [])]
-    chosen.append((peak, emotion))
+    selection = [(stem, emotion) for stem in (before[-2:] if frames == "last3" else [])]
+    selection.append((peak, emotion))
     if classes == 8 and label and before:
-        return [(stems[0], "neutral"), *(pair for pair in chosen if pair[0] != stems[0])]
-    return chosen
+        return [(stems[0], "neutral"), *(pair for pair in selection if pair[0] != stems[0])]
+    return selection
 
 
 def _folder(root: Path, name: str) -> Path:

@@ -102,7 +102,7 @@ def read(
         "aus": action_units(numbers, grid >= threshold, grid, grid >= 0),
     }
     skipped = {"frame that was not extracted": lacking, "frame without a label": unlabelled}
-    return Rows(columns, {reason: what for reason, what in skipped.items() if what})
+    return Rows(columns, {reason: rows for reason, rows in skipped.items() if rows})
 
 
 def _folder(frames: Path, person: str, camera: str) -> Path:

@@ -58,15 +58,15 @@ def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
     folder = root / "emotic" if (root / "emotic").exists() else root
 
     within_range, ids, beyond = [], [], []
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for person in people:
         key = f"{person.folder.split('/')[0]}-{Path(person.file).stem}"
-        seen[key] = seen.get(key, 0) + 1
+        counts[key] = counts.get(key, 0) + 1
         if any(not np.isnan(x) and not 1 <= x <= 10 for x in person.dimensions):
-            beyond.append(f"{person.folder}/{person.file}, person {seen[key]}")
+            beyond.append(f"{person.folder}/{person.file}, person {counts[key]}")
             continue
         within_range.append(person)
-        ids.append(f"emotic-{key}-{seen[key]}")
+        ids.append(f"emotic-{key}-{counts[key]}")
     dimensions = np.full((len(within_range), 3), np.nan)
     for row, person in enumerate(within_range):
         if person.dimensions:
@@ -95,11 +95,13 @@ def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
 def _source(root: Path, part: str, annotations: str | None) -> Path:
     mat = root / "Annotations" / "Annotations.mat"
     if annotations is not None:
-        given = require_path(root / annotations, "EMOTIC's mat file or the folder of its csv files")
+        source_path = require_path(
+            root / annotations, "EMOTIC's mat file or the folder of its csv files"
+        )
         return (
-            given
-            if given.is_file()
-            else require_path(given / f"{part}.csv", "EMOTIC's annotations")
+            source_path
+            if source_path.is_file()
+            else require_path(source_path / f"{part}.csv", "EMOTIC's annotations")
         )
     candidates = [root / "emotic_pre" / f"{part}.csv", root / f"{part}.csv", mat]
     return next((path for path in candidates if path.exists()), None) or require_path(

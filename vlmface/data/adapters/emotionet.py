@@ -67,9 +67,9 @@ def read(
             f"{', '.join(header[:8])}..."
         )
     urls = [str(cell or "").strip(" '\"") for cell in table.column(header.index(url)).to_pylist()]
-    named = np.array([bool(url) for url in urls], bool)
+    has_url = np.array([bool(url) for url in urls], bool)
     stems = [Path(url).stem for url in urls if url]
-    codes = np.stack([_codes(table.column(units[au]), au) for au in aus], 1)[named]
+    codes = np.stack([_codes(table.column(units[au]), au) for au in aus], 1)[has_url]
     annotated = ~np.isnan(codes) & (codes != unknown)
     if (wrong := annotated & ~np.isin(codes, (0, 1))).any():
         row, column = np.argwhere(wrong)[0]
@@ -79,11 +79,11 @@ def read(
         )
     folder = require_path(root / images, "the downloaded images (see images)")
     images_by_stem = {
-        Path(name).stem: os.path.join(place, name)
-        for place, _, names in os.walk(folder)
+        Path(name).stem: os.path.join(directory, name)
+        for directory, _, names in os.walk(folder)
         for name in names
     }
-    nameless = [f"line {row + 2}" for row in np.flatnonzero(~named)]
+    nameless = [f"line {row + 2}" for row in np.flatnonzero(~has_url)]
     rows = Rows(
         {
             "id": [f"emotionet-{stem}" for stem in stems],

@@ -75,7 +75,7 @@ def read(
             "emotion": [_emotion(*pair) for pair in zip(faces, labels, strict=True)],
             "aus": listed_units(present, coded),
             "rationale": [rationale for rationale, _ in texts],
-            "rationale_source": ["teacher" if given else "none" for given in written],
+            "rationale_source": ["teacher" if text else "none" for text in written],
             "rationale_saw_label": np.array(written, bool),
             "meta": json_meta(
                 len(rows),

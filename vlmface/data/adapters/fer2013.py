@@ -52,12 +52,12 @@ def read(root: Path, split: str) -> Rows:
     if not path.exists() and (root / "train").is_dir():
         return _folders(root, split)
     table = faces(require_path(path, "FER2013's csv file, or folders train/angry, test/angry"))
-    chosen = np.asarray(table["Usage"]) == USAGES[split]
-    codes = np.asarray(table["emotion"])[chosen]
+    selection = np.asarray(table["Usage"]) == USAGES[split]
+    codes = np.asarray(table["emotion"])[selection]
     return Rows(
         {
-            "id": [f"fer2013-{row:07d}" for row in np.flatnonzero(chosen)],
-            "image": pictures(table, chosen, path),
+            "id": [f"fer2013-{row:07d}" for row in np.flatnonzero(selection)],
+            "image": pictures(table, selection, path),
             "emotion": emotions("fer2013", codes),
         }
     )
@@ -79,8 +79,8 @@ def check_usages(path: Path, table: pa.Table) -> None:
         )
 
 
-def pictures(table: pa.Table, chosen: np.ndarray, path: Path) -> list[bytes]:
-    """Column pixels as PGM files, for the rows of the mask `chosen`; `path` is for errors."""
+def pictures(table: pa.Table, selection: np.ndarray, path: Path) -> list[bytes]:
+    """Column pixels as PGM files, for the rows of the mask `selection`; `path` is for errors."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -88,7 +88,7 @@ def pictures(table: pa.Table, chosen: np.ndarray, path: Path) -> list[bytes]:
     encoded: list[bytes] = []
     start = 0
     for chunk in table["pixels"].chunks:  # small pieces: as text, the numbers fill gigabytes
-        mask = chosen[start : start + len(chunk)]
+        mask = selection[start : start + len(chunk)]
         grey = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(chunk.filter(pa.array(mask))))
         lengths = np.asarray(pc.list_value_length(grey))
         short = np.flatnonzero(lengths != SIDE * SIDE)
@@ -114,11 +114,11 @@ def _folders(root: Path, split: str) -> Rows:
     folder_names = {"train": ["train"], "validation": ["validation", "val"], "test": ["test"]}[
         split
     ]
-    place = next((root / name for name in folder_names if (root / name).is_dir()), root / "test")
+    folder = next((root / name for name in folder_names if (root / name).is_dir()), root / "test")
     rows = class_folders(
-        require_path(place, "the folder of a part"), "emotion7", f"fer2013-{split}"
+        require_path(folder, "the folder of a part"), "emotion7", f"fer2013-{split}"
     )
-    if place.name != "test":
+    if folder.name != "test":
         return rows
     public = np.array([Path(p).name.startswith("PublicTest") for p in rows.columns["image"]], bool)
     if split == "validation" and not public.any():

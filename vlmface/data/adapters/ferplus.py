@@ -87,10 +87,10 @@ def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
         emotion = emotions("ferplus", counted.argmax(1))
         leave_out("majority for unknown or no face", np.asarray(emotion.is_null()))
     else:
-        seen = counts[:, : len(SEEN)]
-        leave_out("no vote for an emotion", seen.sum(1) == 0)
-        tied = (seen == seen.max(1, keepdims=True)).sum(1) > 1
-        emotion = pc.if_else(pa.array(tied), None, emotions("ferplus", seen.argmax(1)))
+        face_votes = counts[:, : len(SEEN)]
+        leave_out("no vote for an emotion", face_votes.sum(1) == 0)
+        tied = (face_votes == face_votes.max(1, keepdims=True)).sum(1) > 1
+        emotion = pc.if_else(pa.array(tied), None, emotions("ferplus", face_votes.argmax(1)))
         counts = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     columns = {
         "id": [f"ferplus-{row:07d}" for row in np.flatnonzero(keep)],  # as in FER2013

@@ -74,7 +74,7 @@ def read(
     columns, texts, skipped = _turns(path, folder, first_only=turns == "first", label=label)
     written = np.array([text is not None for text in columns["rationale"]], bool)
     provenance = {
-        "rationale_source": [rationale_source if given else "none" for given in written],
+        "rationale_source": [rationale_source if rationale else "none" for rationale in written],
         "rationale_saw_label": written & bool(rationale_saw_label),
         "meta": json_meta(len(written), **texts),
     }

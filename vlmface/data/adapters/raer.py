@@ -55,11 +55,11 @@ def read(
     """
     path = require_path(root / "annotation" / (listing or LISTS[split]), "RAER's list of clips")
     lines, skipped = read_list(path, lambda line: line.rsplit(None, 2), 3)
-    places = [place for place, _, _ in lines]
+    places = [folder for folder, _, _ in lines]
     base = _base(root, places)
-    folders = [base / place for place in places]
+    folders = [base / folder for folder in places]
     columns = {
-        "id": [f"raer-{place}" for place in places],
+        "id": [f"raer-{folder}" for folder in places],
         "context": [[_label(code, path)] for _, _, code in lines],
         "place": places,
     }
@@ -70,11 +70,11 @@ def read(
     extra: dict[str, list[Any]] = {}
     if boxes := _boxes(root, faces, FACES, places):
         extra["face_boxes"] = [
-            [boxes.get(place, {}).get(name) for name in clip]
-            for place, clip in zip(clip_folders, files, strict=True)
+            [boxes.get(folder, {}).get(name) for name in clip]
+            for folder, clip in zip(clip_folders, files, strict=True)
         ]
     if boxes := _boxes(root, bodies, BODIES, places):
-        extra["body_box"] = [boxes.get(place) for place in clip_folders]
+        extra["body_box"] = [boxes.get(folder) for folder in clip_folders]
     rows.columns["meta"] = json_meta(len(clip_folders), **extra)
     return rows
 
@@ -82,7 +82,7 @@ def read(
 def _base(root: Path, places: list[str]) -> Path:
     """What the listed folders are relative to: the root, or the folder that holds it, since some
     lists begin with "RAER/"."""
-    above = not any((root / place).is_dir() for place in places)
+    above = not any((root / folder).is_dir() for folder in places)
     return root.parent if above and (root.parent / places[0]).is_dir() else root
 
 
@@ -96,15 +96,15 @@ def _label(code: str, path: Path) -> str:
     return labels[int(code) - 1]
 
 
-def _boxes(root: Path, given: str | None, usual: str, places: list[str]) -> dict[str, Any]:
+def _boxes(root: Path, boxes_file: str | None, usual: str, places: list[str]) -> dict[str, Any]:
     """The boxes by listed folder; {} without a file, which only the `usual` one may be."""
-    if given is None or (given == usual and not (root / usual).exists()):
+    if boxes_file is None or (boxes_file == usual and not (root / usual).exists()):
         return {}
-    path = require_path(root / given, "RAER's boxes")
+    path = require_path(root / boxes_file, "RAER's boxes")
     boxes = read_json(path)
     if not isinstance(boxes, dict):
         raise UserError(f"{path} holds {short_repr(boxes)}, expected the boxes of each folder")
-    if not any(place in boxes for place in places):
+    if not any(folder in boxes for folder in places):
         raise UserError(
             f"{path} has boxes for {next(iter(boxes), 'nothing')!r} ..., none for the clips of the "
             f"list ({places[0]!r} ...): rename its keys, or give faces=None, bodies=None"

@@ -59,7 +59,7 @@ def read(
     )
     mentioned = sorted({au for row in codes for _, au in row or ()})
     numbers = tuple(mentioned if aus is None else aus)
-    place = {au: column for column, au in enumerate(numbers)}
+    column_of = {au: column for column, au in enumerate(numbers)}
     present = np.zeros((len(stems), len(numbers)), bool)
     annotated = np.ones(present.shape, bool)
     for row, parsed in enumerate(codes):
@@ -67,9 +67,9 @@ def read(
             annotated[row] = False
         both = {au for side, au in parsed if side not in ("L", "R")}
         for _, au in parsed:
-            if au in place:
-                present[row, place[au]] = one_sided or au in both
-                annotated[row, place[au]] = present[row, place[au]]
+            if au in column_of:
+                present[row, column_of[au]] = one_sided or au in both
+                annotated[row, column_of[au]] = present[row, column_of[au]]
     folder = require_path(root / images, f"RAF-AU's {images} images")
     suffix = "_aligned.jpg" if images == "aligned" else ".jpg"
     written = ["+".join(f"{side}{au}" for side, au in row) or "null" for row in codes]

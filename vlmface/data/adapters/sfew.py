@@ -33,13 +33,13 @@ def read(root: Path, split: str) -> Rows:
     aligned = f"{part}_Aligned_Faces"
     names = (aligned, f"{aligned}_new")
     places = [base / name for base in (root / part, root) for name in names]
-    place = next((p for p in places if p.is_dir()), root / part)
-    require_path(place, f"SFEW's aligned faces, {part}/{aligned}")
+    folder = next((p for p in places if p.is_dir()), root / part)
+    require_path(folder, f"SFEW's aligned faces, {part}/{aligned}")
     if split != "test":
-        return class_folders(place, "emotion7", f"sfew-{part}")
-    images, others = image_names(place)
+        return class_folders(folder, "emotion7", f"sfew-{part}")
+    images, others = image_names(folder)
     columns = {
         "id": [f"sfew-{part}/{Path(image).stem}" for image in images],
-        "image": [str(place / image) for image in images],
+        "image": [str(folder / image) for image in images],
     }
     return Rows(columns, {"no image file": others} if others else {})

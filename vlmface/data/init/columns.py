@@ -63,7 +63,7 @@ class Column:
         """{text: rows} of the values that are texts or numbers and not empty."""
         found: dict[str, int] = {}
         for value, count in zip(self.values, self.counts.tolist(), strict=True):
-            if isinstance(value, str | int | float) and not isinstance(value, bool):
+            if isinstance(value, str | int | float):
                 text = str(value).strip()
                 if text.casefold() not in NULLS:
                     found[text] = found.get(text, 0) + count
@@ -76,9 +76,10 @@ class Column:
 
     @cached_property
     def numbers(self) -> list[float] | None:
-        """The values as numbers; None if one is not a number."""
+        """The values as numbers, True and False as 1 and 0; None if one is not a number."""
+        flags = {"true": 1.0, "false": 0.0}
         try:
-            return [float(word) for word in self.words] or None
+            return [float(flags.get(word.casefold(), word)) for word in self.words] or None
         except ValueError:
             return None
 
@@ -227,7 +228,7 @@ def _label(role: str, columns: Mapping[str, Column], rows: int) -> str | None:
         and 2 <= len(column.words) <= min(MOST_LABELS, rows / 2)
     ]
     space = label_spaces.space("emotion8")
-    emotions = [name for name in few if columns[name].share(space.canonical) >= _MOSTLY]
+    emotions = [name for name in few if columns[name].share(space.match) >= _MOSTLY]
     few = emotions or few
     if len(few) > 1:
         raise UserError(
@@ -252,8 +253,7 @@ def _word(role: str, columns: Mapping[str, Column], rows: int) -> str | None:
     for name in _named(role, columns):
         words = columns[name].words
         if words and all(
-            word.casefold() in short or any(space.canonical(word) for space in spaces)
-            for word in words
+            word.casefold() in short or any(space.match(word) for space in spaces) for word in words
         ):
             return name
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from vlmface.data.init.writing import FileContent
 from vlmface.data.rows import Rows
 from vlmface.data.tables.columns import FIELDS
 from vlmface.data.tables.files import TEXT, ending, open_table
-from vlmface.data.tables.folders import SAVED, open_folder, split_folders, table_files
+from vlmface.data.tables.folders import SAVED, open_folder, split_folders, table_files, table_splits
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.splits import SPLIT_WORDS
 from vlmface.data.tables.table import Table
@@ -29,6 +30,7 @@ from vlmface.utils import files
 from vlmface.utils.images import SUFFIXES
 
 EXAMPLES = 5  # rows that are shown
+_PICTURE_AND_WORD = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})\s+\S", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,10 @@ def look_at_table(
     roles = guesses.guess(table, columns, choices.columns)
     shown = f"{path}: {len(table):,} rows, columns {table.names()}"
     if "image" not in roles and "video" not in roles:
-        raise UserError(
-            f"{path}: no column holds names of picture files ({table.names()}): name it with "
-            "--image COLUMN"
-        )
+        hint = "name it with --image COLUMN"
+        if any(_PICTURE_AND_WORD.search(name) for name in columns):
+            hint = "put a comma or a tab between the columns"
+        raise UserError(f"{path}: no column holds names of picture files ({table.names()}): {hint}")
     found, folder = _locate(path, columns, roles, choices)
     votes = [] if "label" in roles else _votes(columns)
     if "label" not in roles and not votes:
@@ -205,7 +207,7 @@ def _votes(columns: Mapping[str, guesses.Column]) -> list[str]:
     voted = [
         name
         for name, column in columns.items()
-        if space.canonical(name) and column.numbers and min(column.numbers) >= 0
+        if space.match(name) and column.numbers and min(column.numbers) >= 0
     ]
     return voted if len(voted) > 2 else []
 
@@ -235,7 +237,7 @@ def _splits(
     by = "image" if people is None or note or choices.split_by == "image" else "subject"
     groups = [str(people[i]) if people and by == "subject" else str(i) for i in rows]
     splits: dict[str, Any] = {}
-    present: set[str] = set()
+    present = set(table_splits(table.path, TableOptions())) if table.path.is_dir() else set()
     if "split" in roles:
         column = columns[roles["split"]]
         splits["column"] = column.name
@@ -245,7 +247,7 @@ def _splits(
         present = set(words.values())
     if "label" in roles:
         row_labels = _row_labels(columns[roles["label"]], guess)
-        if "test" not in present and not guess.space.several:
+        if "test" not in present and not guess.space.multi_label:
             divide.check_rows(table, groups, row_labels, by_person=by == "subject")
     taken = divide.shares(present, len(set(groups)))
     if taken:
@@ -268,7 +270,7 @@ def _row_labels(column: guesses.Column, guess: LabelGuess) -> list[tuple[str, ..
     for value in column.values:
         word = str(value).strip()
         word = mapping.get(labels.normalise(word), word) or ""
-        label = guess.space.canonical(word)
+        label = guess.space.match(word)
         of_value.append((label,) if label else ())
     return [() if code < 0 else of_value[code] for code in column.codes.tolist()]
 
@@ -326,7 +328,7 @@ def look_at_folders(path: Path, target: Path, choices: Choices) -> Finding:
             f"{path} holds no table and no pictures in folders that are named by their label: "
             "give a table with a column of labels, or sort the pictures into such folders"
         )
-    where = f"{path}, names of folders"
+    where = f"{path}, folders"
     guess = labels.guess_labels(counts, choices.labels, where, labels.space_name(path))
     present = {SPLIT_WORDS[part.name.lower()] for part in parts}
     taken = divide.shares(present, sum(counts.values()))
@@ -358,7 +360,7 @@ def _line(role: str, column: str, text: str) -> str:
 
 
 def _counted(guess: LabelGuess) -> str:
-    by_count = sorted(guess.counts.items(), key=lambda item: -item[1])
+    by_count = sorted(((label, n) for label, n in guess.counts.items() if n), key=lambda x: -x[1])
     listed = ", ".join(f"{label} ({n:,})" for label, n in by_count[:12])
     more = f", ... {len(by_count)} labels" if len(by_count) > 12 else ""
     known = f"; label space {guess.space.id}" if guess.space.is_built_in else ""

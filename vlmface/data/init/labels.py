@@ -70,25 +70,27 @@ def guess_labels(
     mapping = read_mapping(choices.words, words)
     meant = _apply(words, mapping)
     if not meant:
-        raise UserError(f"{where} is empty: name the column with the labels, --label COLUMN")
+        raise UserError(f"{where}: there are no labels: name their column, --label COLUMN")
     several = choices.several or _has_several(meant)
     if several:
         meant = _pieces(meant)
     numeric = [word for word in meant if re.fullmatch(r"[-+]?\d+(\.\d+)?", word)]
     if numeric and choices.space is None and not choices.ordered:
+        listed = ", ".join(sorted(numeric)[:8])
         raise UserError(
-            f"{where} holds numbers ({', '.join(sorted(numeric)[:8])}): say what they mean, "
-            "--labels 0=anger 1=disgust ..., or that they are coded as in a data set, "
-            f"--labels {' | '.join(label_spaces.CODINGS)}"
+            f"{where}: the labels are numbers ({listed}): say what they mean, --labels 0=anger "
+            "1=disgust ..., or that they are coded as in a data set, --labels "
+            f"{' | '.join(label_spaces.CODINGS)}"
         )
     if choices.space is not None:
         space = label_spaces.space(choices.space)
         return LabelGuess(space, choices.space, _count(meant, space, where), mapping)
     spelling = _spellings(meant)
     if len(spelling) < 2:
+        (only,) = spelling.values()
         raise UserError(
-            f"{where} has a single label, {next(iter(spelling.values()))!r}: a model needs two at "
-            "least to choose from; name another column with --label COLUMN"
+            f"{where}: all rows have the label {only!r}, but a model needs two at least to choose "
+            "from: name another column with --label COLUMN"
         )
     if not several and not choices.ordered and (built_in := _built_in(spelling.values())):
         return LabelGuess(built_in, built_in.id, _count(meant, built_in, where), mapping)
@@ -135,7 +137,7 @@ def _apply(words: Mapping[str, int], mapping: Mapping[str, str | None]) -> dict[
 def _has_several(words: Mapping[str, int]) -> bool:
     """Whether cells are lists, whose words are fewer than the cells are different."""
     listed = sum(count for word, count in words.items() if _SEPARATORS.search(word))
-    return listed >= _SEVERAL * sum(words.values()) and len(_pieces(words)) < len(words)
+    return listed >= _SEVERAL * sum(words.values()) and len(_pieces(words)) <= len(words)
 
 
 def _pieces(words: Mapping[str, int]) -> dict[str, int]:
@@ -166,8 +168,8 @@ def _built_in(words: Any) -> LabelSpace | None:
     others = sorted(label_spaces.SPACES, key=lambda name: len(label_spaces.SPACES[name].labels))
     for name in dict.fromkeys((*EMOTION_SPACES, *others)):
         space = label_spaces.SPACES[name]
-        usable = not space.several and space.field in ("emotion", "context")
-        if usable and all(space.canonical(word) for word in listed):
+        usable = not space.multi_label and space.field in ("emotion", "context")
+        if usable and all(space.match(word) for word in listed):
             return space
     return None
 
@@ -179,7 +181,7 @@ def _define(
     if ordered:
         if {normalise(word) for word in ordered} != set(spelling):
             raise UserError(
-                f"--ordered {' '.join(ordered)} must name each label once: {where} has "
+                f"{where}: --ordered {' '.join(ordered)} must name each label once, which are "
                 f"{', '.join(labels)}"
             )
         labels = [spelling[normalise(word)] for word in ordered]
@@ -195,10 +197,10 @@ def _define(
 def _count(words: Mapping[str, int], space: LabelSpace, where: str) -> dict[str, int]:
     counts = dict.fromkeys(space.labels, 0)
     for word, count in words.items():
-        label = space.canonical(word)
+        label = space.match(word)
         if label is None:
             raise UserError(
-                f"{where} has {word!r}, which is not a label of {space.id} "
+                f"{where}: {word!r} is not a label of {space.id} "
                 f"({', '.join(space.labels)}): map it, --labels {word!r}={space.labels[0]}, or use "
                 "another label space"
             )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.records import canonical, check_choice
+from vlmface.data.records import check_choice, match_label
 from vlmface.data.tables.cells import (
     NULLS,
     BadCellError,
@@ -63,9 +63,9 @@ class LabelWords:
         further words for, but whose labels may stand for several."""
         if self.space is None:
             return None
-        label = canonical(self.space, word)
+        label = match_label(self.space, word)
         if self.field == "emotion" and label not in label_spaces.EMOTIONS:
-            return canonical("emotion8", word)
+            return match_label("emotion8", word)
         return label
 
     def of_cell(self, value: Any) -> str | None:
@@ -94,10 +94,12 @@ class LabelWords:
         if self.space is not None and isinstance(value, str) and self.is_label(value.strip()):
             words = [value.strip()]  # although it may hold a separator
         else:
-            words = own_words(value, several=self.space is not None and self.space.several) or []
+            words = (
+                own_words(value, several=self.space is not None and self.space.multi_label) or []
+            )
         labels = [label for word in words if (label := self.of_cell(word)) is not None]
         labels = list(dict.fromkeys(labels))
-        if len(labels) > 1 and self.space is not None and not self.space.several:
+        if len(labels) > 1 and self.space is not None and not self.space.multi_label:
             raise BadCellError(
                 f"one label of {self.space.id}: keep one, or add multi_label: true to the label "
                 "space"
@@ -178,7 +180,7 @@ def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
     for field, mapping in words.items():
         check_choice("words", field, WORDS)
         for word, to in mapping.items():
-            if to is not None and not any(canonical(name, to) for name in _spaces(field)):
+            if to is not None and not any(match_label(name, to) for name in _spaces(field)):
                 raise UserError(
                     f"words maps {word!r} to {to!r} for {field}: use one of "
                     f"{', '.join(_labels_of(field))}, or None"
@@ -197,7 +199,7 @@ def _person(value: Any, field: str, mapping: Mapping[str, str | None]) -> str | 
         return None
     if field == "gender" and lower in GENDERS:
         return GENDERS[lower]
-    if not any(canonical(name, word) for name in _spaces(field)):
+    if not any(match_label(name, word) for name in _spaces(field)):
         labels = _labels_of(field)
         option = f"words={{{field!r}: {{{word!r}: {labels[0]!r}}}}}"
         raise BadCellError(

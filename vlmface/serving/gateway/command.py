@@ -57,7 +57,7 @@ def gateway_command(
     """
     from transformers.utils import logging as transformers_logging
 
-    hosts = Hosts.of(host, allowed_hosts)
+    hosts = Hosts.for_server(host, allowed_hosts)
     listener = _bind(host, port)
     log_to_stderr()
     transformers_logging.disable_progress_bar()
@@ -71,7 +71,7 @@ def gateway_command(
         if not settings.keys and host not in LOOPBACK:
             log(
                 "no API keys configured; the gateway accepts requests from anyone (see "
-                "--client_keys_env)",
+                "--client-keys-env)",
                 level=logging.WARNING,
             )
         if predictor.detector_warning:

@@ -81,6 +81,6 @@ def keys_from_env(name: str | None) -> tuple[str, ...]:
     if not keys:
         raise UserError(
             f"the environment variable {name} is not set: put the keys of your clients into it, "
-            "separated by commas, or leave out --client_keys_env to accept requests from anyone"
+            "separated by commas, or leave out --client-keys-env to accept requests from anyone"
         )
     return keys

@@ -60,8 +60,8 @@ def _person(sample: FaceSample) -> str | None:
     adult, child = _PEOPLE[sample.gender]
     fitting = [words for limit, words in _AGES if sample.age is not None and sample.age < limit]
     age = fitting[0] if fitting else "{adult}"
-    who = age.format(adult=adult, child=child)
-    looks = f"{sample.race} {who}" if sample.race else who
+    person = age.format(adult=adult, child=child)
+    looks = f"{sample.race} {person}" if sample.race else person
     words = [f"{'an' if looks[0].lower() in 'aeiou' else 'a'} {looks}"]
     style, colour = sample.meta.get("hair_style"), sample.meta.get("hair_colour")
     if style == "bald":

@@ -147,8 +147,8 @@ class ContrastivePairs(nn.Module):
         squares = augment.augment_squares(squares, self.settings.augment)
         images = self.clip.image_features(squares[:, 0])
         # What is said of several faces is read once.
-        distinct, place = captions_read.unique(return_inverse=True)
-        texts = self.clip.text_features(self.tokens[distinct])[place.to(images.device)]
+        distinct, inverse = captions_read.unique(return_inverse=True)
+        texts = self.clip.text_features(self.tokens[distinct])[inverse.to(images.device)]
         images, texts, groups = losses.of_all_processes(
             images, texts, captions_read.to(images.device)
         )
@@ -158,13 +158,13 @@ class ContrastivePairs(nn.Module):
 
 def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, Any]:
     """Train `clip` in place on captions of the rows; returns what `clip.train.train` does, with
-    "captions", how many there are, and "left_out": rows without the requested annotations
+    "captions", how many there are, and "skipped": rows without the requested annotations
     ("no_caption"), and captions that the model cannot read whole ("too_long")."""
     captions.check_contents(settings.says)
     numbers: dict[str, int] = {}
     written: list[list[int]] = []
     with_caption: list[int] = []
-    left_out = {"no_caption": 0, "too_long": 0}
+    skipped = {"no_caption": 0, "too_long": 0}
     hidden = [name for name in ("image", "frames") if name in rows.column_names]
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
@@ -173,17 +173,17 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
             {t for seed in seeds if (t := captions.write_caption(sample, settings.says, seed))}
         )
         fits = [n <= clip.tokenizer.context_length for n in lengths(clip.tokenizer, face_captions)]
-        left_out["too_long"] += fits.count(False)
+        skipped["too_long"] += fits.count(False)
         face_captions = [text for text, fit_ in zip(face_captions, fits, strict=True) if fit_]
         if not face_captions:
-            left_out["no_caption"] += 1
+            skipped["no_caption"] += 1
             continue
         with_caption.append(index)
         written.append([numbers.setdefault(text, len(numbers)) for text in face_captions])
     if not with_caption:
         raise UserError(
             f"none of the {len(rows)} rows gives a caption of {', '.join(settings.says)}: "
-            f"{left_out}; use a data set with these annotations, or shorten what is said"
+            f"{skipped}; use a data set with these annotations, or shorten what is said"
         )
     if len(with_caption) < len(rows):
         rows = rows.select(with_caption)
@@ -197,7 +197,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
     for adapter in model.adapter:
         adapter.merge_and_unload()
     clip.model.eval()
-    return training | {"n": len(rows), "captions": len(numbers), "left_out": left_out}
+    return training | {"n": len(rows), "captions": len(numbers), "skipped": skipped}
 
 
 # --- linear probes --------------------------------------------------------------------------------
@@ -225,9 +225,9 @@ def probe(
             continue
         sides = []
         for side, side_samples in zip(features, samples, strict=True):
-            known = [i for i, s in enumerate(side_samples) if getattr(s, name) in labels]
-            truth = torch.tensor([labels.index(getattr(side_samples[i], name)) for i in known])
-            sides.append((side[known], truth.to(side.device)))
+            annotated = [i for i, s in enumerate(side_samples) if getattr(s, name) in labels]
+            truth = torch.tensor([labels.index(getattr(side_samples[i], name)) for i in annotated])
+            sides.append((side[annotated], truth.to(side.device)))
         (x, y), (test_x, test_y) = sides
         if not len(test_y):
             continue
@@ -246,7 +246,9 @@ def probe(
             for side in samples
         ]
         predicted = (
-            logistic_regression(features[0], truths[0].to(clip.device), features[1], several=True)
+            logistic_regression(
+                features[0], truths[0].to(clip.device), features[1], multi_label=True
+            )
             > 0
         )
         true = truths[1].to(clip.device) > 0
@@ -281,12 +283,12 @@ def logistic_regression(
     y: torch.Tensor,
     test_x: torch.Tensor,
     *,
-    several: bool = False,
+    multi_label: bool = False,
     penalty: float = 1e-3,
 ) -> torch.Tensor:
     """Scores (m, labels) of `test_x` (m, width) by a logistic regression on `x` (n, width), `y` (n,
-    labels) of 0 and 1: softmax, or (`several`) one sigmoid each. Features are standardised on `x`;
-    `penalty` times half the squared weights is added to the mean loss. Solved by L-BFGS."""
+    labels) of 0 and 1: softmax, or (`multi_label`) one sigmoid each. Features are standardised on
+    `x`; `penalty` times half the squared weights is added to the mean loss. Solved by L-BFGS."""
     x, y, test_x = x.double(), y.double(), test_x.double()
     mean, spread = x.mean(0), x.std(0).clamp(min=1e-8)
     x, test_x = (x - mean) / spread, (test_x - mean) / spread
@@ -300,13 +302,15 @@ def logistic_regression(
         tolerance_change=1e-11,
     )
     measure = (
-        nn.functional.binary_cross_entropy_with_logits if several else nn.functional.cross_entropy
+        nn.functional.binary_cross_entropy_with_logits
+        if multi_label
+        else nn.functional.cross_entropy
     )
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
         loss = measure(x @ weights + bias, y)
-        loss = loss * (y.shape[1] if several else 1) + penalty / 2 * weights.square().sum()
+        loss = loss * (y.shape[1] if multi_label else 1) + penalty / 2 * weights.square().sum()
         loss.backward()
         return loss
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-def labelled(
+def select_labelled(
     rows: datasets.Dataset, texts: LabelTexts
 ) -> tuple[datasets.Dataset, torch.Tensor, torch.Tensor, dict[str, int]]:
     """(rows that have a label, their targets, their valence and arousal, left out by reason).
@@ -33,12 +33,12 @@ def labelled(
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
         sample_labels = sample.labels(texts.space)
-        if not sample_labels or (len(sample_labels) > 1 and not texts.several):
+        if not sample_labels or (len(sample_labels) > 1 and not texts.multi_label):
             continue
         with_label.append(index)
         targets.append(
             [float(label in sample_labels) for label in labels]
-            if texts.several
+            if texts.multi_label
             else labels.index(sample_labels[0])
         )
         affects.append([np.nan if v is None else v for v in (sample.valence, sample.arousal)])
@@ -47,10 +47,10 @@ def labelled(
             f"none of the {len(rows)} rows has a label of {texts.space.id}: check the data set's "
             f"labels against the label space of the texts {texts.id}"
         )
-    left_out = {"no_label": len(rows) - len(with_label)} if len(with_label) < len(rows) else {}
-    if left_out:
+    skipped = {"no_label": len(rows) - len(with_label)} if len(with_label) < len(rows) else {}
+    if skipped:
         rows = rows.select(with_label)
-    return rows, torch.tensor(targets), torch.tensor(affects, dtype=torch.float32), left_out
+    return rows, torch.tensor(targets), torch.tensor(affects, dtype=torch.float32), skipped
 
 
 class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):

@@ -62,8 +62,8 @@ def label_loss(
         )
         return total / mean_over_processes(torch.tensor(float(targets.numel())).to(total))
     if margins is not None:
-        taken = margins.to(logits)[targets]
-        logits = logits - F.one_hot(targets, logits.shape[1]) * taken[:, None]
+        target_margins = margins.to(logits)[targets]
+        logits = logits - F.one_hot(targets, logits.shape[1]) * target_margins[:, None]
     total = F.cross_entropy(
         logits * scale, targets, weight=weights, label_smoothing=smoothing, reduction="sum"
     )
@@ -74,11 +74,11 @@ def label_loss(
 def affect_loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor | None:
     """Mean squared error of valence and arousal (n, 2) over what is annotated, in the rows of all
     processes; `truth` is NaN elsewhere. None if nothing is annotated."""
-    known = ~truth.isnan()
-    annotated = mean_over_processes(known.sum().to(predicted))
+    is_annotated = ~truth.isnan()
+    annotated = mean_over_processes(is_annotated.sum().to(predicted))
     if not annotated:
         return None
-    error = (predicted - truth.nan_to_num()) * known
+    error = (predicted - truth.nan_to_num()) * is_annotated
     return error.square().sum() / annotated
 
 

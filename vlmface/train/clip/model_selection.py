@@ -15,7 +15,7 @@ from vlmface.clip import checkpoint
 from vlmface.clip.classifier import Classifier
 from vlmface.errors import UserError
 from vlmface.run_dir import last_checkpoint, step_of
-from vlmface.train.clip.dataset import ImageDataset, collate, labelled
+from vlmface.train.clip.dataset import ImageDataset, collate, select_labelled
 from vlmface.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -39,17 +39,17 @@ class HeldOutSet:
         data: ImageDataset | None = None,
         features: torch.Tensor | None = None,
     ) -> None:
-        """`targets` as `rows.labelled` gives them; of the rows the pictures or, of a frozen image
+        """`targets` as `select_labelled` gives them; of the rows the pictures or, of a frozen image
         tower, `features` (n, pictures, width)."""
         self.classifier, self.targets, self.batch_size = classifier, targets, batch_size
         self.data, self.features = data, features
 
     @classmethod
-    def of(
+    def from_rows(
         cls, classifier: Classifier, rows: datasets.Dataset, batch_size: int, cache_gib: float
     ) -> HeldOutSet:
         """Those of `rows` that have a label."""
-        rows, targets, _, _ = labelled(rows, classifier.texts)
+        rows, targets, _, _ = select_labelled(rows, classifier.texts)
         data = ImageDataset(rows, classifier.clip, cache_gib)
         return cls(classifier, targets, batch_size, data=data)
 
@@ -134,8 +134,11 @@ class KeepBest(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # At the end of a step, and not of an epoch: a checkpoint of this step is saved after it.
-        done = state.epoch + _LEAST >= self.epochs + 1
-        if not (done or state.global_step >= state.max_steps) or not state.is_world_process_zero:
+        is_finished = state.epoch + _LEAST >= self.epochs + 1
+        if (
+            not (is_finished or state.global_step >= state.max_steps)
+            or not state.is_world_process_zero
+        ):
             return
         self.epochs += 1
         line = {

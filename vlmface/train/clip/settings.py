@@ -185,7 +185,7 @@ class Settings(Training, EvaluationSettings):
             "temporal": self.temporal == "transformer",
             "fusion": self.num_views > 1,
             # The thresholds of several labels count as a head.
-            "head": self.head == "linear" or label_texts.load(self.prompt).several,
+            "head": self.head == "linear" or label_texts.load(self.prompt).multi_label,
             "affect": self.affect != "none",
         }
         return {part for part, does in trains.items() if does}
@@ -258,7 +258,7 @@ class Settings(Training, EvaluationSettings):
         if not any(texts.negative.values()):
             why = f"prompt {texts.id} has no negative texts"
             yield Unused("negative_weight", why, ("prompt",))
-        if texts.several:
+        if texts.multi_label:
             why = f"a picture may have several labels of {texts.space.id}"
             yield Unused("margins", why, ("prompt",))
         if self.checkpoint_selection == "last" and self.wise_ft_alpha != "auto":

@@ -17,7 +17,7 @@ from vlmface.clip.model import Clip
 from vlmface.errors import UserError
 from vlmface.run_dir import read_log
 from vlmface.train.clip import augment, losses
-from vlmface.train.clip.dataset import ImageDataset, collate, labelled
+from vlmface.train.clip.dataset import ImageDataset, collate, select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet, KeepBest
 from vlmface.train.clip.settings import Settings, Training
 from vlmface.train.trainer import (
@@ -56,10 +56,10 @@ class ClassifierWithLoss(nn.Module):
         super().__init__()
         self.classifier, self.settings = classifier, settings
         self.features: torch.Tensor | None = None
-        several = classifier.texts.several
+        multi_label = classifier.texts.multi_label
         labels = len(classifier.texts.space.labels)
         counts = (
-            targets.sum(0).long() if several else torch.bincount(targets, minlength=labels)
+            targets.sum(0).long() if multi_label else torch.bincount(targets, minlength=labels)
         ).tolist()
         self.counts = counts
         weights = losses.class_weights(counts, settings.class_weights)
@@ -78,14 +78,14 @@ class ClassifierWithLoss(nn.Module):
         if squares is not None:
             squares = augment.augment_squares(squares, settings.augment)
         out = classifier(squares, features)
-        several = self.targets.ndim == 2
+        multi_label = self.targets.ndim == 2
         loss = losses.label_loss(
             out["logits"].float(),
             self.targets[row],
             scale=classifier.scale.float(),
             smoothing=settings.label_smoothing,
             weights=self.weights,
-            margins=None if several else self.margins,
+            margins=None if multi_label else self.margins,
         )
         if "affect" in out:
             error = losses.affect_loss(out["affect"].float(), self.affects[row])
@@ -168,13 +168,13 @@ def depth_of(name: str, layers: int) -> int:
 def parameter_groups(module: nn.Module, settings: Training) -> list[dict[str, Any]]:
     """Groups for an optimizer: each part's rate, lower for the image tower's early layers by
     `layer_decay` a layer, and weight decay for matrices only."""
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    parameters = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     block_numbers = [
-        int(m[1]) for n, _ in named if (m := re.search(r"visual\..*blocks\.(\d+)\.", n))
+        int(m[1]) for n, _ in parameters if (m := re.search(r"visual\..*blocks\.(\d+)\.", n))
     ]
     layers = max(block_numbers, default=-1) + 1
     groups: dict[tuple[float, bool], list[Any]] = {}
-    for name, parameter in named:
+    for name, parameter in parameters:
         part = part_of(name)
         rate = settings.learning_rates.get(part, settings.learning_rate)
         if part == "image_tower":
@@ -215,7 +215,7 @@ def train(
     Raises:
         UserError: no row has a label, or `held_out` is missing.
     """
-    rows, targets, affects, left_out = labelled(rows, classifier.texts)
+    rows, targets, affects, skipped = select_labelled(rows, classifier.texts)
     data: Any = ImageDataset(rows, classifier.clip, settings.cache_gib)
     model = ClassifierWithLoss(classifier, targets, affects, settings)
     if settings.image_tower == "frozen" and settings.augment == "none":
@@ -229,13 +229,13 @@ def train(
             raise UserError(
                 "checkpoint_selection is best, but there are no held-out rows to choose an epoch on"
             )
-        validation = HeldOutSet.of(
+        validation = HeldOutSet.from_rows(
             classifier, held_out, settings.eval_batch_size, settings.cache_gib
         )
     labels = classifier.texts.space.labels
     return train_on(model, data, settings, validation) | {
         "n": len(rows),
-        "left_out": left_out,
+        "skipped": skipped,
         "labels": dict(zip(labels, model.counts, strict=True)),
     }
 

@@ -1,12 +1,12 @@
 """Is time needed? A model of clips beside the same classifier that is shown one frame, or the mean.
 
-python eval/clips.py --config clip_temporal_tiny --output_dir runs/clip_time
+python eval/temporal_ablation.py --config clip_temporal_tiny --output_dir runs/clip_time
 """
 
 from __future__ import annotations
 
 from vlmface.pipelines.temporal_ablation import main
-from vlmface.utils.config import command
+from vlmface.utils.config import run_main
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

@@ -34,8 +34,8 @@ def part(n: int, seed: int, *, lasting: int) -> Part:
 
 
 def settings(folder, **changes) -> Settings:
-    file = config.find("clip_temporal_tiny")
-    values = config.read(file) | {
+    file = config.find_config("clip_temporal_tiny")
+    values = config.read_yaml(file) | {
         "output_dir": str(folder),
         "num_frames": FRAMES,
         "epochs": 6,
@@ -43,7 +43,7 @@ def settings(folder, **changes) -> Settings:
         "learning_rate": 2e-3,
         "warmup_steps": 0,
     }
-    return config.build(Settings, values | changes, where=file.name)
+    return config.from_dict(Settings, values | changes, where=file.name)
 
 
 def truths(test: Part):
@@ -76,7 +76,7 @@ def test_what_lasts_needs_all_frames(tmp_path):
     shutil.rmtree(tmp_path / "models" / "mean")
     assert compare(chosen, parts, truths(parts[2])) == found
 
-    text = temporal_ablation.table(found)
+    text = temporal_ablation.markdown_table(found)
     assert f"| frame {best} (best) |" in text
     assert f"| clip - frame {best} |" in text and "| clip - mean |" in text
 
@@ -120,4 +120,4 @@ def test_rendered_clips_need_time(tmp_path):
     assert found["n"] == {"train": 320, "validation": 100, "test": 300}
     assert found["differences"][f"clip - frame {found['best_frame']}"]["uar"]["ci95"][0] > 0.2
     assert found["differences"]["clip - mean"]["uar"]["difference"] > 0
-    assert (folder / temporal_ablation.TABLE).read_text() == temporal_ablation.table(found)
+    assert (folder / temporal_ablation.TABLE).read_text() == temporal_ablation.markdown_table(found)

@@ -46,7 +46,7 @@ def thought(reasoning: str, answer: str) -> str:
 def score(path: Path, format: str, *words: str) -> Path:
     """Score a file through the command line; returns the folder with the results."""
     out = path.with_name("scored")
-    argv = ["score-file", str(path), "--format", format, "--output_dir", str(out), *words]
+    argv = ["score", str(path), "--format", format, "--output_dir", str(out), *words]
     assert cli.main(argv) == 0
     return out
 
@@ -68,8 +68,8 @@ def test_clean_outputs_score_alike_by_both_rules(name, tmp_path, capsys):
         said = words[i % len(words)]
         true = said if i % 3 else words[i // 3 % len(words)]
         # The reasoning names another emotion, which neither rule reads beside a clean answer.
-        label = space.canonical(words[(i + 1) % len(words)])
-        text = rules.write({1: 3.0, 4: 2.0, 12: 1.0}, label, form="think_answer", seed=i)
+        label = space.match(words[(i + 1) % len(words)])
+        text = rules.write({1: 3.0, 4: 2.0, 12: 1.0}, label, format="think_answer", seed=i)
         items.append(item(i, true, re.sub(r"(?<=<answer>)\w+", said, text), words))
     out = score(write_json(tmp_path / "results.json", items), "ferbench")
     scores, lines = results(out)
@@ -82,7 +82,7 @@ def test_clean_outputs_score_alike_by_both_rules(name, tmp_path, capsys):
         "unknown": 0,
         "disagreements": 0,
     }
-    # The words that were asked for are the exact form, adjectives too.
+    # The words that were asked for are the exact format, adjectives too.
     assert scores["parse"]["strict"] == 1 and scores["label_space"] == space.id
     assert (out / "disagreements.jsonl").read_text() == ""
     assert "both read every answer alike" in capsys.readouterr().out
@@ -363,8 +363,8 @@ def test_no_text_breaks_either_reading(text, words):
     space = SPACES["emotion8" if "contempt" in words else "emotion7"]
     truth = {"emotion": "fear", "aus": None, "attributes": {}}
     one = external_formats.Item("here", "1", None, truth, text, False, tuple(words))
-    for form in ("think_answer", "three_part", "label"):
-        [line] = external_formats.predictions(external_formats.Answers(space, form, [one]))
+    for format in ("think_answer", "three_part", "label"):
+        [line] = external_formats.predictions(external_formats.Answers(space, format, [one]))
         assert line["label"] is None or line["status"] in ("strict", "lenient")
         theirs, different = ferbench.compare([line], [words], [False], space)
         assert (theirs["accuracy"] == (line["label"] == "fear")) or different
@@ -473,7 +473,7 @@ def test_expllm_labels_and_descriptions(tmp_path, capsys):
     assert scores["emotion"]["accuracy"] == 0.5 and "au" not in scores
     assert [line["status"] for line in lines] == ["strict", "lenient", "strict", "none"]
     assert lines[0]["id"] == "expllm-test_0"
-    assert "read in the form label" in capsys.readouterr().out
+    assert "read in the format label" in capsys.readouterr().out
 
     parts = "**Key Observations:** Low brows.\n**Overall Emotional Interpretation:** Strain.\n"
     told = [
@@ -524,7 +524,7 @@ def test_jsonl_with_labels_aus_and_another_space(tmp_path, capsys):
     assert lines[2]["truth"]["aus"] == {"4": 2.5, "1": 0, "15": None}
     assert scores["au"]["per_au"]["AU15"]["recall"] == 0
     assert scores["au"]["per_au"]["AU12"]["f1"] == 1
-    assert "read in the form think_answer" in capsys.readouterr().out
+    assert "read in the format think_answer" in capsys.readouterr().out
 
     path = write_lines(
         tmp_path / "gender.jsonl",
@@ -648,7 +648,7 @@ def test_an_id_that_occurs_twice(tmp_path, format):
 def test_a_file_that_is_something_else(tmp_path, format, content, message, capsys):
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    argv = ["score-file", str(path), "--format", format, "--output_dir", str(tmp_path / "out")]
+    argv = ["score", str(path), "--format", format, "--output_dir", str(tmp_path / "out")]
     assert cli.main(argv) == 2
     said = capsys.readouterr().err
     assert re.search(message, said) and str(path) in said and len(said) < 500
@@ -660,7 +660,7 @@ def test_what_the_command_refuses(tmp_path, capsys):
     path = write_lines(tmp_path / "predictions.jsonl", GOOD["jsonl"])
 
     def refused(*words: str) -> str:
-        assert cli.main(["score-file", str(path), "--format", "jsonl", *words]) == 2
+        assert cli.main(["score", str(path), "--format", "jsonl", *words]) == 2
         return capsys.readouterr().err
 
     assert "there is no label space 'emotion9'" in refused("--label_space", "emotion9")
@@ -671,12 +671,12 @@ def test_what_the_command_refuses(tmp_path, capsys):
     assert "holds a run or" in refused("--output_dir", str(tmp_path / "run"))
     assert "cannot be made" in refused("--output_dir", str(path / "out"))
     assert path.read_text().count("\n") == 1 and len(list((tmp_path / "run").iterdir())) == 1
-    assert cli.main(["score-file", str(tmp_path / "none.json"), "--format", "ferbench"]) == 2
+    assert cli.main(["score", str(tmp_path / "none.json"), "--format", "ferbench"]) == 2
     assert "none.json cannot be read: No such file" in capsys.readouterr().err
     write_lines(path, {"id": 1, "text": "x", "truth": {}})
     assert "no item has a true label or AUs" in refused()
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["score-file", str(path), "--format", "csv"])
+        cli.main(["score", str(path), "--format", "csv"])
     [listed] = re.findall(r"choose from (.*)\)", capsys.readouterr().err)
     assert [word.strip("' ") for word in listed.split(",")] == list(external_formats.FORMATS)
     with pytest.raises(UserError, match="format='csv': use one of 'ferbench'"):
@@ -753,7 +753,7 @@ def test_the_aus_to_score_can_be_named(tmp_path, capsys):
         (["AU3"], "is not a known action unit"),
         (["rafdb"], "scores no action"),
     ):
-        argv = ["score-file", path, "--format", "jsonl", "--au_set", *words]
+        argv = ["score", path, "--format", "jsonl", "--au_set", *words]
         assert cli.main(argv) == 2
         assert message in capsys.readouterr().err
     text = thought("AU12 and AU4 are active.", "happiness")

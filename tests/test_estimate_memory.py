@@ -1,4 +1,4 @@
-"""What `vlmface plan` counts without weights is what a real step holds."""
+"""What `vlmface estimate-memory` counts without weights is what a real step holds."""
 
 from __future__ import annotations
 
@@ -278,27 +278,27 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_config_json_is_enough(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config", "sft_cot_llava", "--base_model", str(bare), "--n_train", "12271"]
     words += ["--eval_batch_size", "1"]
-    assert main(["plan", "--gpu", "24GB", *words]) == 0
+    assert main(["estimate-memory", "--gpu", "24GB", *words]) == 0
     shown = capsys.readouterr().out
     assert "rows of max_length 2048 tokens assumed" in shown
     assert "1,920 steps: 12,271 rows, 20 epochs" in shown
     assert re.search(r"DDP +\d+\.\d+  fits", shown) and "measured" not in shown
-    assert main(["plan", "--gpu", "4 GiB", *words, "--batch_size", "4"]) == 1
+    assert main(["estimate-memory", "--gpu", "4 GiB", *words, "--batch_size", "4"]) == 1
     shown = capsys.readouterr().out
     assert re.search(r"batch_size: 1, gradient_accumulation: 64 +\d+\.\d+  fits\n", shown)
     assert "quantization" not in shown  # no more than is needed
-    assert main(["plan", "--gpu", "2GB", *words]) == 1
+    assert main(["estimate-memory", "--gpu", "2GB", *words]) == 1
     shown = capsys.readouterr().out
     assert re.search(r"quantization: nf4 +\d+\.\d+  fits\n", shown)
 
 
 def test_what_is_missing_is_said(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config", "sft_cot_llava", "--base_model", str(bare)]
-    assert main(["plan", "--gpu", "much", *words]) == 2
+    assert main(["estimate-memory", "--gpu", "much", *words]) == 2
     assert "write it as 24GB" in capsys.readouterr().err
-    assert main(["plan", "--gpu", "24GB", *words, "--max_length", "600"]) == 2
+    assert main(["estimate-memory", "--gpu", "24GB", *words, "--max_length", "600"]) == 2
     assert "does not hold an image of 576 tokens" in capsys.readouterr().err
-    assert main(["plan", "--gpu", "24GB", *words, "--measure"]) == 2
+    assert main(["estimate-memory", "--gpu", "24GB", *words, "--measure"]) == 2
     assert "has no processor" in capsys.readouterr().err
 
 
@@ -311,7 +311,7 @@ def test_a_processor_is_enough_where_sizes_decide(
     family.build_tiny(tmp_path, [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20)
     words = ["--config", f"sft_cot_{name}", "--base_model", str(tmp_path), "--max_pixels", "16384"]
     words += ["--gradient_checkpointing", "false", "--dataset_root", str(tmp_path / "no_data")]
-    assert main(["plan", "--gpu", "24GB", *words]) == 0
+    assert main(["estimate-memory", "--gpu", "24GB", *words]) == 0
     shown = capsys.readouterr().out
     assert "data not read: " in shown and "assumed" in shown
     assert re.search(r"activations +\d+\.\d+", shown) and "fits" in shown
@@ -334,7 +334,10 @@ def test_measuring_takes_real_steps(base: Path) -> None:
 
 
 def test_on_a_cpu_the_tensors_are_estimated(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--base_model", str(base), "--n_train", "12", "--batch_size", "4"]) == 0
+    assert (
+        main(["estimate-memory", "--base_model", str(base), "--n_train", "12", "--batch_size", "4"])
+        == 0
+    )
     shown = capsys.readouterr().out
     for part in ("weights", "gradients", "optimiser", "activations"):
         assert re.search(rf"^  {part} +\d+\.\d+$", shown, re.MULTILINE), part

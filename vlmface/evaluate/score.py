@@ -1,4 +1,4 @@
-"""`vlmface score-file`: what the answers of another system score, by the rules of our own."""
+"""`vlmface score`: what the answers of another system score, by the rules of our own."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def score_command(
     metrics.json, predictions.jsonl and report.html (for FERBench also disagreements.jsonl) into
     `output_dir`, by default scores/NAME, and prints what they say."""
     start = time.perf_counter()
-    chosen = external_formats.parse_au_set(au_set) if au_set else []
-    answers = external_formats.read(path, format, label_space, chosen)
+    aus = external_formats.parse_au_set(au_set) if au_set else []
+    answers = external_formats.read(path, format, label_space, aus)
     out = _folder(output_dir or Path("scores") / path.stem, path)
     rows = external_formats.predictions(answers)
     baseline: dict[str, Any] | None = None
@@ -44,10 +44,10 @@ def score_command(
         "wall_s": round(time.perf_counter() - start, 2),
         "peak_rss_gib": round(peak_rss_gib(), 3),
     }
-    scores = metrics.summarise(rows, answers.space, chosen or answers.au_set(rows), about)
+    scores = metrics.summarise(rows, answers.space, aus or answers.au_set(rows), about)
     scores |= definitions_of([answers.space])
     _describe(path, format, answers)
-    print(run.summary(scores))
+    print(run.one_line_summary(scores))
     if format == "ferbench":
         items = answers.items
         theirs, different = ferbench.compare(
@@ -88,7 +88,7 @@ def _describe(path: Path, format: str, answers: external_formats.Answers) -> Non
     items = answers.items
     print(
         f"{path.name}: {len(items):,} answers as {format}, labels of {answers.space.id}, "
-        f"read in the form {answers.form}"
+        f"read in the format {answers.format}"
     )
     if empty := sum(item.empty for item in items):
         print(f"{empty:,} of them are errors or empty; they count as wrong")
