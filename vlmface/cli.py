@@ -222,7 +222,7 @@ def _add_synth(commands: Commands) -> None:
     )
     option(synth, "--n", Count, default=64, help="number of them")
     synth.add_argument("--sheet", type=Path, default=Path("sheet.png"), help="picture to write")
-    synth.add_argument("--dataset_split", default="train", help="train, validation or test")
+    synth.add_argument("--dataset-split", default="train", help="train, validation or test")
     option(synth, "--seed", Seed, default=0)
     option(synth, "--size", Count, default=None, help="pixels a side (default 96, of scenes 192)")
     option(synth, "--workers", Count, default=None, help="processes (default: all cores)")
@@ -260,7 +260,7 @@ def _add_data(commands: Commands) -> None:
         crop, "--margin", NotNegative, default=0.2, help="on each side, times the box's longer side"
     )
     crop.add_argument(
-        "--box_source",
+        "--box-source",
         choices=("annotation", "detector"),
         default="annotation",
         help="the data set's own boxes (default), or a face detector",
@@ -580,10 +580,10 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", metavar="NAME", help="the data set's name in vlmface")
     command.add_argument("root", metavar="ROOT", nargs="?", help="folder of your copy")
     command.add_argument(
-        "--dataset_split", nargs="+", action="extend", default=[], help="default: all"
+        "--dataset-split", nargs="+", action="extend", default=[], help="default: all"
     )
     command.add_argument(
-        "--dataset_options",
+        "--dataset-options",
         nargs="+",
         action="extend",
         default=[],

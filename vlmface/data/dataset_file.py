@@ -177,6 +177,12 @@ class DatasetFile:
     ) -> Rows | datasets.Dataset:
         present = self._own_splits(root, merged)
         shares = self.splits.shares if _DIVIDED in present else {}
+        other = [name for name in merged if merged[name] != self.options.get(name)]
+        if shares and other:
+            raise UserError(
+                f"{self.path}: the option {other[0]!r} was given, but options decide which rows are "
+                "split, and training and evaluation need the same splits: write it into the file"
+            )
         if twice := [part for part in shares if part != _DIVIDED and part in present]:
             raise UserError(
                 f"{self.path}: the data have a split {twice[0]!r} already: leave {twice[0]} out of "
