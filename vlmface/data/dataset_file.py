@@ -180,8 +180,9 @@ class DatasetFile:
         other = [name for name in merged if merged[name] != self.options.get(name)]
         if shares and other:
             raise UserError(
-                f"{self.path}: the option {other[0]!r} was given, but options decide which rows are "
-                "split, and training and evaluation need the same splits: write it into the file"
+                f"{self.path}: the option {other[0]!r} was given, but options decide which rows "
+                "are split, and training and evaluation need the same splits: write it into the "
+                "file"
             )
         if twice := [part for part in shares if part != _DIVIDED and part in present]:
             raise UserError(

@@ -289,10 +289,12 @@ def _options(
         named["face_box"] = box
     used = {*roles.values(), *(box if isinstance(box, list) else [box])}
     for name in FIELDS:  # columns that would be read by their names alone
-        if name not in named and (column := table.find(name)) and column not in used:
-            repeats = name == "id" and len(columns[column].values) == len(table)
-            if not repeats:
-                named[name] = None
+        column = table.find(name)
+        if name in named or column is None:
+            continue
+        is_id = name == "id" and len(columns[column].values) == len(table)
+        if not is_id and (name == "id" or column not in used):
+            named[name] = None
     options: dict[str, Any] = {"columns": named, **box_options}
     if guess.mapping:
         options["labels"] = guess.mapping
