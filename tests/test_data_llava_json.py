@@ -26,7 +26,7 @@ def test_the_first_pair_of_each_record_is_a_row(tmp_path):
         {"answer": None, "prompt": "Is she happy?", "source_id": "000000033471"},
         {"answer": None, "prompt": "", "source_id": None},
     ]
-    found = data.dataset_module("llava_json").read(tmp_path, "train")
+    found = data.read("llava_json", tmp_path)
     path = tmp_path / "train.json"
     assert found.skipped == {
         "no image": [f"{path}, record 3"],
@@ -79,10 +79,10 @@ GOOD = {"image": "faces/1.jpg", "conversations": llava_json.talk("?", "!")}
         ({"image": "\0"}, "inside the image folder"),
         ({"id": {"n": 1}}, "'id' is"),
         ({"mood": "angry?? maybe"}, "'mood' is 'angry[?]{2} maybe', expected one of anger"),
-        ({"conversations": llava_json.talk("?", "!", "?")}, "'conversations' is"),
-        ({"conversations": [{"from": "user", "value": "?"}]}, "'conversations' is"),
+        ({"conversations": llava_json.talk("?", "!", "?")}, "speakers are user, assistant, user"),
+        ({"conversations": [{"from": "user", "value": "?"}]}, "the speakers are user: expected"),
         ({"conversations": "?"}, "'conversations' is '[?]', expected"),
-        ({"conversations": llava_json.talk("?", "  ")}, "'value' is '  ', expected a text"),
+        ({"conversations": llava_json.talk("?", "  ")}, "an answer is empty"),
     ],
 )
 def test_a_wrong_record_is_named_with_its_file_and_number(tmp_path, fields, message):

@@ -304,6 +304,34 @@ def test_rows_that_cannot_be_learnt_are_refused_before_anything_is_decoded(
         encode_text(TARGET, [(90, 40)] * 2)  # type: ignore[arg-type]
 
 
+def test_every_answer_of_a_conversation_is_trained_on_as_it_is_served(case: Case) -> None:
+    processor = case.processor()
+    talk = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A smile."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "The corners are up."}]},
+    ]
+    size = (40, 40)
+    if case.family.NAME == "paligemma":
+        with pytest.raises(UserError, match="no form for a conversation with an earlier answer"):
+            encode.encode_conversation(processor, case.family, talk, image_size=size)
+        return
+    rows_of_talk = encode.encode_conversation(processor, case.family, talk, image_size=size)
+    assert len(rows_of_talk) in (1, 2)
+    trained = []
+    for row in rows_of_talk:
+        ids = [i for i, label in enumerate(row["labels"]) if label != encode.IGNORED]
+        assert [row["labels"][i] for i in ids] == [row["input_ids"][i] for i in ids]
+        trained += [row["input_ids"][i] for i in ids]
+    text = processor.tokenizer.decode(trained)
+    assert "A smile." in text and "The corners are up." in text and "Why?" not in text
+    for end in (1, 3):
+        served = encode.encode_text(processor, case.family, talk[:end], None, image_size=size)
+        ids = served["input_ids"]
+        assert any(row["input_ids"][: len(ids)] == ids for row in rows_of_talk)
+
+
 # --- images ---------------------------------------------------------------------------------------
 
 

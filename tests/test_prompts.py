@@ -116,7 +116,7 @@ def test_a_prompt_in_words_asks_for_no_numbers() -> None:
     assert prompt.format == prompts.load("expllm").format
     for name in ("llava", "paligemma", "qwen", "smolvlm"):
         values = config.read_yaml(config.find_config(f"sft_cot_{name}"))
-        assert (values["data"], values["prompt"]) == ("expllm", "expllm_words")
+        assert (values["dataset"], values["prompt"]) == ("expllm", "expllm_words")
 
 
 @pytest.mark.parametrize("id", IDS)

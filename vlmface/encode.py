@@ -8,6 +8,7 @@ neither image tokens nor the answer are ever cut.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from vlmface.data.row_images import IMAGE_COLUMNS, image_refs, open_row_image
@@ -83,6 +84,131 @@ def encode_text(
     return encoded
 
 
+def encode_conversation(
+    processor: Any,
+    family: Family,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    max_length: int | None = None,
+    image_size: Size | Sequence[Size | None] | None = None,
+) -> list[dict[str, list[int]]]:
+    """Encode a conversation of which every answer is trained on.
+
+    Args:
+        processor: The processor.
+        family: Its family.
+        messages: The conversation in blocks; the last message is an answer.
+        max_length: The most tokens.
+        image_size: As for `encode_text`, of all images.
+
+    Returns:
+        One row as `encode_text` returns it, with labels for each answer and its end token. If the
+        chat template writes an answer differently once the conversation continues (templates of
+        reasoning models drop earlier thoughts, some leave out the end token), a row for each
+        answer, as a server would show the conversation up to it.
+
+    Raises:
+        SkippedSampleError: As `encode_text`; or "later_image": there would be a row for each
+            answer, but an image comes after the first of them.
+        UserError: As `encode_text`; or the template cannot write the conversation.
+    """
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(answers) == 1:
+        return [_encode_answer(processor, family, messages, max_length, image_size)]
+    prompts = [family.prompt_text(processor, messages[:i]) for i in answers]
+    completions = [
+        _completion(processor, family, messages[:i], _answer_text(messages[i])) for i in answers
+    ]
+    texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    continued = zip(texts[:-1], prompts[1:], strict=True)
+    if all(prompt.startswith(text) for text, prompt in continued):
+        pieces, end = [], 0
+        for prompt, text in zip(prompts, texts, strict=True):
+            pieces += [(prompt[end:], False), (text[len(prompt) :], True)]
+            end = len(text)
+        _count_images(processor, messages, texts[-1])
+        return [_encode_pieces(processor, family, pieces, max_length, image_size)]
+    if _num_images(messages[: answers[0]]) != _num_images(messages):
+        raise SkippedSampleError(
+            "later_image",
+            "the chat template rewrites earlier answers, and an image comes after the first answer",
+        )
+    return [
+        _encode_answer(processor, family, messages[: i + 1], max_length, image_size)
+        for i in answers
+    ]
+
+
+def _answer_text(message: Mapping[str, Any]) -> str:
+    return "".join(block["text"] for block in message["content"])
+
+
+def _encode_answer(
+    processor: Any,
+    family: Family,
+    messages: Sequence[Mapping[str, Any]],
+    max_length: int | None,
+    image_size: Size | Sequence[Size | None] | None,
+) -> dict[str, list[int]]:
+    """`encode_text` of a conversation whose last message is the answer."""
+    *prompt, answer = messages
+    return encode_text(
+        processor,
+        family,
+        prompt,
+        _answer_text(answer),
+        max_length=max_length,
+        image_size=image_size,
+    )
+
+
+def _encode_pieces(
+    processor: Any,
+    family: Family,
+    pieces: Sequence[tuple[str, bool]],
+    max_length: int | None,
+    image_size: Size | Sequence[Size | None] | None,
+) -> dict[str, list[int]]:
+    """A row from texts that follow one another, and whether each is trained on."""
+    tokenizer = processor.tokenizer
+    images = sum(text.count(processor.image_token) for text, _ in pieces)
+    sizes = [None] * images if image_size is None else _as_lists(image_size)
+    _check_sizes(sizes, images)
+    remaining = iter(sizes)
+    texts = [
+        _expand_images(
+            processor, family, text, list(islice(remaining, text.count(processor.image_token)))
+        )
+        for text, _ in pieces
+    ]
+    bos = tokenizer.bos_token
+    special = not (family.PROMPT_HAS_BOS or (bos and texts[0].startswith(bos)))
+    whole = "".join(texts)
+    ids = _tokenize(tokenizer, whole, special)
+    labels = [IGNORED] * len(ids)
+    first, start, end = None, 0, 0
+    for text, (_, trained) in zip(texts, pieces, strict=True):
+        end += len(text)
+        prefix = _tokenize(tokenizer, whole[:end], special)
+        if ids[: len(prefix)] != prefix:
+            raise SkippedSampleError(
+                "joined",
+                f"the tokenizer joins {whole[:end][-20:]!r} with {whole[end : end + 20]!r}: "
+                "training and serving would not agree",
+            )
+        if trained:
+            labels[start : len(prefix)] = ids[start : len(prefix)]
+            first = start if first is None else first
+        start = len(prefix)
+    if max_length is not None and len(ids) > max_length:
+        raise SkippedSampleError(
+            "too_long",
+            f"{len(ids)} tokens of {len(pieces) // 2} answers do not fit max_length {max_length}",
+        )
+    encoded = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    return encoded | family.per_token_inputs(processor, ids, first) | {"labels": labels}
+
+
 def _completion(
     processor: Any, family: Family, messages: Sequence[Mapping[str, Any]], target: str
 ) -> str:
@@ -96,12 +222,7 @@ def _completion(
 
 def _count_images(processor: Any, messages: Sequence[Mapping[str, Any]], text: str) -> int:
     """The images of a conversation. Raises SkippedSampleError if its texts hold the image token."""
-    images = sum(
-        block["type"] == "image"
-        for message in messages
-        if not isinstance(message["content"], str)
-        for block in message["content"]
-    )
+    images = _num_images(messages)
     if (tokens := text.count(processor.image_token)) != images:
         raise SkippedSampleError(
             "image_in_text",
@@ -111,19 +232,33 @@ def _count_images(processor: Any, messages: Sequence[Mapping[str, Any]], text: s
     return images
 
 
+def _num_images(messages: Sequence[Mapping[str, Any]]) -> int:
+    return sum(
+        block["type"] == "image"
+        for message in messages
+        if not isinstance(message["content"], str)
+        for block in message["content"]
+    )
+
+
 def _expand_images(
     processor: Any, family: Family, prompt: str, sizes: Sequence[Size | None]
 ) -> str:
     """The prompt with as many image tokens for each image as the model will see."""
     before, *between = prompt.split(processor.image_token)
-    if len(sizes) != len(between):
-        raise UserError(
-            f"the prompt is about {len(between)} picture(s), but {len(sizes)} are shown: use a "
-            "prompt with as many `images`, or other views and num_frames"
-        )
+    _check_sizes(sizes, len(between))
     return before + "".join(
         family.image_text(processor, size) + text for size, text in zip(sizes, between, strict=True)
     )
+
+
+def _check_sizes(sizes: Sequence[Size | None], images: int) -> None:
+    """Raise UserError unless there are as many sizes as images."""
+    if len(sizes) != images:
+        raise UserError(
+            f"the prompt is about {images} picture(s), but {len(sizes)} are shown: use a "
+            "prompt with as many `images`, or other views and num_frames"
+        )
 
 
 def _as_lists(sizes: Size | Sequence[Size | None]) -> list[Any]:

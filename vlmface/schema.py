@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import datasets
 
 RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
-VERSION = 2  # raise whenever a column changes its name or type
+VERSION = 3  # raise whenever a column changes its name or type
 AFFECT = ("valence", "arousal")  # fields of FaceSample, -1..1
 
 

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
@@ -61,8 +62,10 @@ def write(root: Path, lines: int) -> None:
             file.write(f"{name},{number % 300},20,400,380,{landmarks},{code},{rating}\n")
 
 
-def main() -> None:
-    parser = harness.parser(__doc__, repeats=3)
+def measure(name: str, about: str | None, write: Callable[[Path, int], None], load: str) -> None:
+    """Print the time and memory of `load`, a script that is given a folder, after `write` has
+    written so many lines there."""
+    parser = harness.parser(about, repeats=3)
     parser.add_argument("--lines", type=int, nargs="+", default=[10000, 100000, 414799, 1000000])
     arguments = parser.parse_args()
     if arguments.small:
@@ -78,13 +81,12 @@ def main() -> None:
             runs = []
             for _ in range(arguments.repeats):
                 done = subprocess.run(
-                    [sys.executable, "-c", LOAD, root], check=True, capture_output=True, text=True
+                    [sys.executable, "-c", load, root], check=True, capture_output=True, text=True
                 )
                 runs.append(json.loads(done.stdout))
         every[str(lines)] = runs
         wall, cpu, rss, before = (
-            statistics.median(run[name] for run in runs)
-            for name in ("wall", "cpu", "rss", "before")
+            statistics.median(run[key] for run in runs) for key in ("wall", "cpu", "rss", "before")
         )
         print(
             f"{lines:>10,}{runs[0]['rows']:>10,}{wall:>9.2f}{cpu:>8.2f}{wall / lines * 1e6:>9.1f}"
@@ -92,8 +94,8 @@ def main() -> None:
             flush=True,
         )
     rows = {lines: runs[0]["rows"] for lines, runs in every.items()}
-    harness.write(arguments.json, "data_indexing", ratio={}, runs=every, equal={"rows": rows})
+    harness.write(arguments.json, name, ratio={}, runs=every, equal={"rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    measure("data_indexing", __doc__, write, LOAD)

@@ -614,7 +614,9 @@ def _images(values: Sequence[str | bytes | None], type_: Any) -> Any:
         encoded: Any = pa.nulls(len(paths), pa.binary())
     else:
         encoded = pa.array([v if isinstance(v, bytes) else None for v in values], pa.binary())
-    return pa.StructArray.from_arrays([encoded, pa.array(paths, pa.string())], fields=list(type_))
+    empty = pa.array(np.array([value is None for value in values], bool))
+    arrays = [encoded, pa.array(paths, pa.string())]
+    return pa.StructArray.from_arrays(arrays, fields=list(type_), mask=empty)
 
 
 def _check(table: pa.Table) -> None:

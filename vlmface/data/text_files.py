@@ -14,7 +14,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterable
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO
 
@@ -166,6 +166,7 @@ def _decode(raw: bytes, path: Path, given: str | None = None) -> str:
 
 def _known_encoding(name: str | None) -> str:
     try:
+        TextIOWrapper(BytesIO(), encoding=name or "utf-8")  # base64 is a codec, but not of texts
         return codecs.lookup(name or "utf-8").name
     except LookupError as error:
         raise UserError(

@@ -324,8 +324,8 @@ def frames_by_number(
         return {n: str(file) for n, file in paths.items()}
 
     videos = list(requests)
-    found = map_in_threads(work, videos, "decoding", progress=progress)
-    return dict(zip(videos, found, strict=True))
+    outcomes = map_in_threads(work, videos, "decoding", progress=progress)
+    return dict(zip(videos, outcomes, strict=True))
 
 
 def _times(path: Path, folder: Path) -> np.ndarray:
@@ -344,16 +344,16 @@ def _times(path: Path, folder: Path) -> np.ndarray:
     return seconds
 
 
-def _write_numbers(path: Path, wanted: Mapping[int, Path]) -> None:
+def _write_numbers(path: Path, files_by_number: Mapping[int, Path]) -> None:
     """Write the frames of these numbers to files."""
-    if not wanted:
+    if not files_by_number:
         return
-    last = max(wanted)
+    last = max(files_by_number)
     for number, frame in enumerate(_decoded(path, _Progress())):
-        if number in wanted:
+        if number in files_by_number:
             content = io.BytesIO()
             _image(frame, path).save(content, "JPEG", quality=_QUALITY, subsampling=0)
-            files.atomic_write(wanted[number], content.getvalue())
+            files.atomic_write(files_by_number[number], content.getvalue())
         if number == last:
             return
     raise UserError(f"'{path}' has no frame number {last}, counted from 0")

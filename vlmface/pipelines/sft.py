@@ -24,7 +24,7 @@ from vlmface.pipelines import steps
 from vlmface.prompts import Prompt
 from vlmface.run_dir import open_run, start_run
 from vlmface.train import budget, checks, sft, task_sampling, text_only
-from vlmface.train.rows import encode_rows
+from vlmface.train.rows import count_conversations, encode_rows
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
 
@@ -226,6 +226,8 @@ def encode_tasks(
         UserError: No row of some prompt can be trained on.
     """
     seed, family, processor = settings.seed, model.family, model.processor
+    if (n := count_conversations(samples, model.prompts)) and distributed.is_main():
+        print(f"{n:,} of {len(samples):,} rows are conversations: every answer is trained on")
     budget.fit_pixels(
         samples, processor, family, model.prompts, max_length=settings.max_length, seed=seed
     )

@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import schema
 from vlmface.errors import UserError
-from vlmface.schema import FaceSample
 from vlmface.utils import files, subprocesses
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow as pa
 
 SPLITS = {"train": 0, "validation": 1, "test": 2, "pretrain": 3}
 PER_IDENTITY = 4  # rows of one person
@@ -160,24 +158,8 @@ class RenderedSet:
                 raise UserError(
                     f"{path} is damaged ({error}): delete it, it will be rendered again"
                 ) from error
-        columns = schema.features().arrow_schema
-        table = pa.concat_tables([_with_columns(table, columns) for table in tables])
-        return Dataset(table.slice(0, n))
-
-
-def _with_columns(table: pa.Table, columns: pa.Schema) -> pa.Table:
-    """A shard with the columns of today's FaceSample. One that an earlier version of vlmface wrote
-    may lack fields, which no rendered row fills: they take their defaults."""
-    import pyarrow as pa
-
-    default = FaceSample(id="", dataset="").to_row()
-    arrays = [
-        table[f.name].cast(f.type)
-        if f.name in table.column_names
-        else pa.array([default[f.name]] * len(table), f.type)
-        for f in columns
-    ]
-    return pa.Table.from_arrays(arrays, schema=columns)
+        table = pa.concat_tables(tables).slice(0, n)
+        return Dataset(table.cast(schema.features().arrow_schema))
 
 
 def _make_shard(

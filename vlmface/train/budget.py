@@ -13,7 +13,7 @@ from vlmface.data import row_images
 from vlmface.families.base import Family
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
-from vlmface.train.rows import image_columns, training_target
+from vlmface.train.rows import image_columns, training_messages
 from vlmface.utils import distributed
 from vlmface.utils.images import Size
 
@@ -76,26 +76,25 @@ def fit_pixels(
         )
 
 
-_Text = tuple[list[dict[str, Any]], str, list[Size]]  # messages, completion, images' sizes
+_Text = tuple[list[dict[str, Any]], list[Size]]  # messages, the answer last, and images' sizes
 
 
 def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iterator[_Text]:
     """The texts that `encode_rows` encodes."""
-    with_messages = [(prompt, prompt.messages()) for prompt in prompts]
     images = image_columns(rows)
     for index, row in enumerate(rows.remove_columns(["image", "frames"])):
         sizes = row_images.image_sizes(images[index])
         sample = FaceSample.from_row(row)
-        for prompt, messages in with_messages:
+        for prompt in prompts:
             with contextlib.suppress(encode.SkippedSampleError):  # skipped for another reason
-                yield messages, training_target(sample, prompt, seed), sizes
+                yield training_messages(sample, prompt, seed), sizes
 
 
 def _fits(text: _Text, processor: Any, family: Family, max_length: int) -> bool:
-    messages, target, sizes = text
+    messages, sizes = text
     try:
-        encode.encode_text(
-            processor, family, messages, target, max_length=max_length, image_size=sizes
+        encode.encode_conversation(
+            processor, family, messages, max_length=max_length, image_size=sizes
         )
     except encode.SkippedSampleError as error:
         return error.reason != "too_long"

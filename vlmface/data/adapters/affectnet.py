@@ -8,6 +8,10 @@ npy         {train,val}_set/images/7.jpg
 sample      {train,valid}-sample-affectnet.csv: `image,emotion`, emotions counted from 1
             {train,val}_class/class001/image0000006.jpg
 
+folders     {train,val}/3/<name>.jpg or {train,val}/surprise/<name>.jpg, as uploaded to Kaggle
+labels      labels.csv: `pth,label,relFCs`, and surprise/<name>.jpg; all rows are training rows.
+            The column decides over the folder, from which it differs in places.
+
 The test part was never given out; results are reported on the validation part.
 """
 
@@ -21,14 +25,17 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
+from vlmface.data.numbered_folders import PARTS, part_folder, read_class_folders
 from vlmface.data.published import published_counts
 from vlmface.data.rows import (
     Rows,
     boxes,
+    canonical_labels,
     csv_header,
     emotions,
     exists_mask,
     image_names,
+    json_meta,
     read_csv,
     require_path,
 )
@@ -65,7 +72,8 @@ def read(root: Path, split: str, *, classes: int = 8, layout: str | None = None)
         root: as above.
         split: one of SPLITS.
         classes: 8, or 7 without contempt. Both are in use: report which.
-        layout: "official", "npy" or "sample"; by default the first of them that the root holds.
+        layout: "official", "npy", "sample", "labels" or "folders"; by default the first of them
+            that the root holds.
     """
     if classes not in (7, 8):
         raise UserError(f"classes={classes!r}: AffectNet is used with 8 classes, or 7")
@@ -73,12 +81,17 @@ def read(root: Path, split: str, *, classes: int = 8, layout: str | None = None)
         "official": [LISTS],
         "npy": ["train_set", "val_set"],
         "sample": ["train-sample-affectnet.csv", "valid-sample-affectnet.csv"],
+        "labels": ["labels.csv"],
+        "folders": [name for names in PARTS.values() for name in names],
     }
     if layout is None:
         layout = next((k for k, v in marks.items() if any((root / m).exists() for m in v)), None)
     if layout not in marks:
         expected_marks = "; ".join(f"{k!r} has {' or '.join(v)}" for k, v in marks.items())
         raise UserError(f"no layout of AffectNet in {root} (layout={layout!r}): {expected_marks}")
+    if layout in ("labels", "folders"):
+        rows = {"labels": _labels, "folders": _folders}[layout](root, split)
+        return _of_seven(rows) if classes == 7 else rows
     rows, codes = {"official": _official, "npy": _npy, "sample": _sample}[layout](root, split)
     coding = "affectnet_sample" if layout == "sample" else "affectnet"
     rows.columns["emotion"] = emotions(coding, codes)
@@ -95,6 +108,40 @@ def _of_classes(rows: Rows, codes: np.ndarray, classes: int) -> Rows:
         reason = f"expression {int(code)}, not among the {classes} classes"
         rows.skipped[reason] = [rows.columns["id"][i] for i in np.flatnonzero(codes == code)]
     return rows.take(~wrong)
+
+
+def _of_seven(rows: Rows) -> Rows:
+    contempt = np.array([label == "contempt" for label in rows.columns["emotion"]], bool)
+    if contempt.any():
+        names = [rows.columns["id"][i] for i in np.flatnonzero(contempt)]
+        rows.skipped["contempt, not among the 7 classes"] = names
+    return rows.take(~contempt)
+
+
+def _labels(root: Path, split: str) -> Rows:
+    listing = root / "labels.csv"
+    if split != "train":
+        raise UserError(
+            f"{listing} lists training rows only; data.hold_out takes a validation part of them"
+        )
+    table = read_csv(listing, {"pth": "string", "label": "string", "relFCs": "float32"})
+    paths = [path.strip().replace("\\", "/") for path in table["pth"].to_pylist()]
+    columns = {
+        "id": [f"affectnet-{path}" for path in paths],
+        "image": [f"{root}/{path}" for path in paths],
+        "emotion": canonical_labels("emotion8", table["label"].to_pylist()),
+        "meta": json_meta(len(paths), relFCs=table["relFCs"].to_pylist()),
+    }
+    return Rows(columns)
+
+
+def _folders(root: Path, split: str) -> Rows:
+    folder = part_folder(root, split)
+    if folder is None and split == "validation":
+        folder = part_folder(root, "test")  # what some copies call it
+    wanted = " or ".join(PARTS[split])
+    folder = require_path(folder or root / PARTS[split][0], f"the class folders in {wanted}")
+    return read_class_folders(folder, "affectnet", f"affectnet-{split}")
 
 
 def _rated(values: Any) -> np.ndarray:

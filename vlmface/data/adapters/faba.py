@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from vlmface import facs, label_spaces
+from vlmface.data.conversations import read_conversation
 from vlmface.data.records import (
     Record,
     au_numbers,
     check_choice,
     folder_of_images,
-    question_answer_pairs,
     records,
 )
 from vlmface.data.rows import Rows, json_meta, listed_units, require_path
@@ -104,7 +104,7 @@ def _stem(path: str) -> str:
 def _question_and_answer(record: Record, task: str) -> tuple[str, str]:
     if not record.has("conversations") and record.has("gpt4"):
         return QUESTIONS[task], record.text("gpt4").strip()
-    pairs = question_answer_pairs(record)
+    pairs = read_conversation(record).pairs()
     if len(pairs) != 1:
         record.refuse("conversations", "one question and one answer")
     question, answer = pairs[0]

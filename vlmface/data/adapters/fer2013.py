@@ -1,6 +1,7 @@
 """FER2013: grey faces of 48 x 48 pixels from web searches (Goodfellow et al., ICONIP 2013).
 
-    fer2013.csv                  `emotion,pixels,Usage`, or instead a copy as pictures:
+    fer2013.csv                  `emotion,pixels,Usage`, also as icml_face_data.csv, or instead a
+                                 copy as pictures:
     train/angry/Training_3908.jpg
     test/angry/PublicTest_123.jpg, test/angry/PrivateTest_456.jpg
 
@@ -38,17 +39,18 @@ PUBLISHED = published_counts(
     """
 )
 USAGES = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
+FILES = ("fer2013.csv", "icml_face_data.csv")  # the latter has spaces before its names
 SIDE = 48
 
 
 def read(root: Path, split: str) -> Rows:
-    """From `fer2013.csv` if it exists, else from the folders of pictures.
+    """From a file of FILES if it exists, else from the folders of pictures.
 
     Args:
         root: as above.
         split: one of SPLITS.
     """
-    path = root / "fer2013.csv"
+    path = next((root / name for name in FILES if (root / name).exists()), root / FILES[0])
     if not path.exists() and (root / "train").is_dir():
         return _folders(root, split)
     table = faces(require_path(path, "FER2013's csv file, or folders train/angry, test/angry"))

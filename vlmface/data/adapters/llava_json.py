@@ -1,34 +1,35 @@
-"""Conversations in LLaVA's, ShareGPT's or LLaMA-Factory's form: one JSON list, or JSON lines, of
+"""Conversations about pictures: LLaVA, ShareGPT, OpenAI messages, ms-swift, Qwen-VL, Alpaca. One
+JSON list, or JSON lines, of
 
     {"id": "...", "image": "faces/1.jpg", "conversations": [
         {"from": "human", "value": "<image>\\nWhat does the face show?"},
         {"from": "gpt", "value": "..."}]}
 
-as train.json, validation.json and test.json (or .jsonl) in one folder, or as one file. `images`
-may stand for `image`, user and assistant for human and gpt, and "messages" of {"role", "content"}
-for the conversations.
+as train.json, validation.json and test.json (or .jsonl) in one folder, or as one file. The other
+forms are those of `vlmface.data.conversations`.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlmface.data.conversations import read_conversation
 from vlmface.data.records import (
+    Record,
     check_choice,
     folder_of_images,
-    image_paths,
-    question_answer_pairs,
     records,
     split_thought,
 )
-from vlmface.data.rows import Rows, json_meta, require_path
+from vlmface.data.rows import Rows, exists_mask, json_meta, require_path
 from vlmface.errors import UserError
 from vlmface.schema import RATIONALE_SOURCES
 
-TITLE = "LLaVA conversations"
+TITLE = "conversations about pictures (LLaVA, ShareGPT, OpenAI, ms-swift)"
 HOME = "https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md"
 LICENCE = "that of your data"
 SPLITS = ("train", "validation", "test")
@@ -47,30 +48,34 @@ def read(
     rationale_source: str = "teacher",
     rationale_saw_label: bool = True,
 ) -> Rows:
-    """The answer is the rationale, without <think> and <answer> tags; the question is
-    `meta["prompt"]`. No label is read out of the text. `subject` is the image's path, so that
-    `hold_out` keeps all rows of one image on one side. Records without exactly one image are
-    skipped.
+    """With `turns` "first" and "all" the answer is the rationale, without <think> and <answer>
+    tags, the question is `meta["prompt"]`, and a record needs exactly one picture. With
+    "conversation" a row is a whole record: `meta["messages"]` holds it, several pictures are its
+    `frames`, and fine-tuning trains on every answer instead of the recipe's prompt. No label is
+    read out of the text. `subject` is the first picture's path, so that `hold_out` keeps all rows
+    of one picture on one side. Other records are skipped.
 
     Args:
         root: the folder of train.json and its like, or one file.
         split: one of SPLITS.
         images: the folder that `image` starts from (default: the file's).
         turns: "first" makes one row of a record, its first question and answer, and counts the
-            later turns in `skipped`: they may depend on earlier turns, and a row holds one
-            question. "all" makes a row of each pair.
+            later turns in `skipped`: they may depend on earlier turns. "all" makes a row of each
+            pair. "conversation" makes one row of all turns.
         label: a field of the records with an emotion word or null.
         file_split: the split of a single file.
         rationale_source: who wrote the answers: "teacher", "human" or "rules".
         rationale_saw_label: whether the writer was given the labels.
     """
-    check_choice("turns", turns, ("first", "all"))
+    check_choice("turns", turns, ("first", "all", "conversation"))
     check_choice("file_split", file_split, SPLITS)
     check_choice(
         "rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"]
     )
     path = _file(root, split, file_split)
     folder = folder_of_images(images, path.parent)
+    if turns == "conversation":
+        return _conversations(path, folder, label)
     columns, texts, skipped = _turns(path, folder, first_only=turns == "first", label=label)
     written = np.array([text is not None for text in columns["rationale"]], bool)
     provenance = {
@@ -91,16 +96,17 @@ def _turns(
     texts: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
     skipped: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
     for number, record in enumerate(records(path), 1):
-        image_files = image_paths(record)
+        conversation = read_conversation(record)
+        image_files = conversation.images
         if len(image_files) != 1:
             skipped["several images" if image_files else "no image"].append(record.where)
             continue
-        pairs = question_answer_pairs(record)
+        pairs = conversation.pairs()
         if first_only and len(pairs) > 1:
             skipped["later turns"].append(f"{record.where}: {len(pairs) - 1}")
             pairs = pairs[:1]
         image = record.but(image=image_files[0]).image("image", folder)
-        emotion = record.label(label) if label and record.optional(label) else None
+        emotion = _emotion(record, label)
         for turn, (question, text) in enumerate(pairs, 1):
             rationale, answer = split_thought(text)
             columns["id"].append(f"llava_json-{number}" + ("" if first_only else f"-{turn}"))
@@ -112,6 +118,41 @@ def _turns(
             texts["prompt"].append(question)
             texts["source_id"].append(record.word("id") if record.has("id") else None)
     return columns, texts, {reason: places for reason, places in skipped.items() if places}
+
+
+def _emotion(record: Record, label: str | None) -> str | None:
+    return record.label(label) if label and record.optional(label) else None
+
+
+def _conversations(path: Path, folder: Path, label: str | None) -> Rows:
+    """A row of each record with pictures."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("id", "image", "frames", "subject", "emotion", "meta")
+    }
+    skipped: list[str] = []
+    for number, record in enumerate(records(path), 1):
+        conversation = read_conversation(record)
+        if not conversation.images:
+            skipped.append(record.where)
+            continue
+        files = [record.but(image=name).image("image", folder) for name in conversation.images]
+        single = len(files) == 1
+        if not single and not exists_mask(files).all():
+            raise UserError(
+                f"{record.where}: {files[int(np.argmin(exists_mask(files)))]} is missing: complete "
+                "the copy, or give the folder that paths start from, images="
+            )
+        meta = {
+            "messages": conversation.messages,
+            "source_id": record.word("id") if record.has("id") else None,
+        }
+        columns["id"].append(f"llava_json-{number}")
+        columns["image"].append(files[0] if single else None)
+        columns["frames"].append(None if single else files)
+        columns["subject"].append(conversation.images[0])
+        columns["emotion"].append(_emotion(record, label))
+        columns["meta"].append(json.dumps(meta, ensure_ascii=False))
+    return Rows(columns, {"no image": skipped} if skipped else {})
 
 
 def present_splits(root: Path, **options: Any) -> tuple[str, ...]:

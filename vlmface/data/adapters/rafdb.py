@@ -4,6 +4,10 @@
     Image/aligned/train_00001_aligned.jpg, or Image/original/train_00001.jpg
     Annotation/manual/train_00001_manu_attri.txt    five points, then gender, race, age; may lack
 
+or, as uploaded to Kaggle, with the same numbers:
+    train_labels.csv, test_labels.csv    `image,label`
+    DATASET/train/5/train_00001_aligned.jpg    or train/5 next to the lists, which may lack
+
 The part of compound expressions ("Happily Surprised") has the same layout in a folder of its own,
 `compound/` beside `basic/`. Its labels are 1 to 11 (label space rafdb_compound11).
 """
@@ -17,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
+from vlmface.data.numbered_folders import part_folder, read_class_folders
 from vlmface.data.published import published_counts
-from vlmface.data.rows import Rows, emotions, exists_mask, require_path
+from vlmface.data.rows import Rows, emotions, exists_mask, read_csv, require_path
 from vlmface.data.text_files import read_lines, read_text
 from vlmface.errors import UserError
 
@@ -62,6 +67,10 @@ def read(
     if images not in ("aligned", "original"):
         raise UserError(f"images={images!r}: RAF-DB has 'aligned' and 'original'")
     root = root / part if (root / part).is_dir() else root
+    folder = part_folder(root, split, ("", "DATASET"))
+    if folder is not None and not (root / "EmoLabel").exists():
+        _check_upload(root, part=part, images=images, attributes=attributes)
+        return _numbered(root, folder, split)
     listing = require_path(root / "EmoLabel" / "list_patition_label.txt", "RAF-DB's list of labels")
     stems, codes, malformed = [], [], []
     for number, line in enumerate(read_lines(listing), 1):
@@ -91,6 +100,35 @@ def read(
     if attributes:
         columns |= _attributes(root, stems)
     return Rows(columns, {"malformed line": malformed} if malformed else {})
+
+
+def _check_upload(root: Path, **options: Any) -> None:
+    """Raise UserError for options that a copy in folders 1 to 7 does not have."""
+    for option, value in {"part": "basic", "images": "aligned", "attributes": False}.items():
+        if options[option] != value:
+            raise UserError(
+                f"{root} is a copy in folders 1 to 7, which has the aligned faces of the basic "
+                f"emotions only: {option}={options[option]!r} needs the owners' copy"
+            )
+
+
+def _numbered(root: Path, folder: Path, split: str) -> Rows:
+    """The rows of a copy in folders 1 to 7. A list next to them decides over the folders."""
+    places = [base / f"{split}_labels.csv" for base in (root, folder.parent)]
+    listing = next((path for path in places if path.exists()), None)
+    if listing is None:
+        rows = read_class_folders(folder, "rafdb", "rafdb")
+        rows.columns["id"] = [name.removesuffix("_aligned") for name in rows.columns["id"]]
+        rows.columns["id"] = [name.replace("/", "-", 1) for name in rows.columns["id"]]
+        return rows
+    table = read_csv(listing, {"image": "string", "label": "int32"})
+    names, codes = table["image"].to_pylist(), np.asarray(table["label"])
+    columns = {
+        "id": [f"rafdb-{name.rpartition('.')[0].removesuffix('_aligned')}" for name in names],
+        "image": [f"{folder}/{code}/{n}" for n, code in zip(names, codes, strict=True)],
+        "emotion": emotions("rafdb", codes),
+    }
+    return Rows(columns)
 
 
 def _compound(code: int, listing: Path) -> str:

@@ -79,11 +79,11 @@ def _kept(
 ) -> np.ndarray:
     """The rows that the filter keeps and in which a tool found a face."""
     if options.where is not None:
-        kept = rows_where(table, options.where, options.decimal)[rows]
-        if not kept.all():
+        fulfilled = rows_where(table, options.where, options.decimal)[rows]
+        if not fulfilled.all():
             reason = f"not where {options.where}"
-            skipped[reason] = [table.place(row) for row in rows[~kept].tolist()]
-        rows = rows[kept]
+            skipped[reason] = [table.place(row) for row in rows[~fulfilled].tolist()]
+        rows = rows[fulfilled]
     reason, lost = tools.lost_rows(table, rows, options)
     if lost.any():
         skipped[reason] = [table.where(row) for row in rows[lost].tolist()]

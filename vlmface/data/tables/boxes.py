@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmface.data.image_paths import Folders
 from vlmface.data.rows import boxes
 from vlmface.data.sources import map_in_threads
 from vlmface.data.tables.cells import BadCellError, as_label, cell_error, convert, numbers
@@ -141,9 +142,16 @@ def _corners(values: np.ndarray, box_format: str) -> np.ndarray:
 def _sizes(images: Sequence[Any]) -> np.ndarray:
     """(width, height) of each picture, of a clip those of its first frame."""
     sources = [image[0] if isinstance(image, list) else image for image in images]
-    paths = list(dict.fromkeys(source for source in sources if isinstance(source, str)))
-    known = dict(zip(paths, map_in_threads(size_of, paths, "reading sizes"), strict=True))
-    return np.array([known[s] if isinstance(s, str) else size_of(s) for s in sources], np.float64)
+    folders = Folders()
+    files = {s: folders.find(s) for s in dict.fromkeys(sources) if isinstance(s, str)}
+    present = {source: path for source, path in files.items() if path is not None}
+    outcomes = map_in_threads(size_of, list(present.values()), "reading sizes")
+    # A row whose picture is missing is an error, or left out, when all rows are loaded.
+    size_by_path: dict[str, Any] = dict.fromkeys(files, (np.nan, np.nan))
+    size_by_path |= dict(zip(present, outcomes, strict=True))
+    return np.array(
+        [size_by_path[s] if isinstance(s, str) else size_of(s) for s in sources], np.float64
+    )
 
 
 def _arrow(corners: np.ndarray) -> Any:

@@ -19,13 +19,13 @@ from vlmface.data.tables.cells import BadCellError, convert, numbers
 from vlmface.data.tables.columns import Source
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.paths import path_in
-from vlmface.data.tables.single_frames import Videos, need_video
+from vlmface.data.tables.single_frames import Videos
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
 from vlmface.utils.images import SUFFIXES
 
 Clips = tuple[np.ndarray, str, Sequence[list[str]], Sequence[str]]  # the fields of `media.Media`
-_LATE = 0.5  # seconds by which a clip may end after its video
+_LATE = 1.0  # seconds by which a clip may end after the last frame of its video
 
 
 def listed_frames(
@@ -43,8 +43,9 @@ def listed_frames(
     """
     cells = convert(table, column, rows, lambda value: _files(value, folder))
     index = [i for i, cell in enumerate(cells) if cell is not None and cell[1]]
-    if lacking := sorted(set(range(len(cells))) - set(index)):
-        skipped["no frames"] = [table.where(int(rows[i])) for i in lacking]
+    if len(index) < len(cells):
+        empty_rows = np.delete(rows, index).tolist()
+        skipped["no frames"] = [table.where(row) for row in empty_rows]
     count = options.num_frames
     names, values = [], []
     for i in index:
@@ -53,10 +54,10 @@ def listed_frames(
         values.append([files[j] for j in video.segment_midpoints(len(files), count)])
     for i, files, exists in zip(index, values, _exist(values), strict=True):
         if not all(exists):
-            missing = files[exists.index(False)]
+            missing_file = files[exists.index(False)]
             raise UserError(
-                f"{table.where(int(rows[i]))}: the frame {missing} is missing: complete the copy, "
-                "or give the folder that paths start from, images="
+                f"{table.where(int(rows[i]))}: the frame {missing_file} is missing: complete the "
+                "copy, or give the folder that paths start from, images="
             )
     return rows[np.array(index, np.int64)], "frames", values, names
 
@@ -80,10 +81,10 @@ def _files(value: Any, folder: Path) -> tuple[str, list[str]] | None:
         paths = [path_in(_path_of(item), folder) for item in value]
         files = [path for path in paths if path is not None]
         return (files[0][0], [path for _, path in files]) if files else None
-    found = path_in(value, folder)
-    if found is None:
+    resolved = path_in(value, folder)
+    if resolved is None:
         return None
-    name, path = found
+    name, path = resolved
     if os.path.isdir(path):
         return name, [os.path.join(path, file) for file in images_in_order(Path(path)) or []]
     if not any(mark in name for mark in "*?[") or os.path.exists(path):
@@ -130,12 +131,7 @@ def video_clips(
         ],
         1,
     )
-    places: dict[str, Path] = {}
-    of_video: dict[Path, list[int]] = {}
-    for i, path in enumerate(videos.paths):
-        if path not in places:
-            places[path] = need_video(table, int(videos.rows[i]), path)
-        of_video.setdefault(places[path], []).append(i)
+    of_video = videos.by_file(table)
     selection = _Selection(bounds, options)
     frames: dict[int, list[str]] = {}
     extracted = video.frames_by_number(
@@ -144,7 +140,8 @@ def video_clips(
     for place, index in of_video.items():
         outcome = selection.of_folder(place, index) if place.is_dir() else extracted[place]
         if isinstance(outcome, UserError):
-            skipped.setdefault("a video that cannot be decoded", []).append(str(outcome))
+            lost = [f"{table.where(int(videos.rows[i]))}: {outcome}" for i in index]
+            skipped.setdefault("a video that cannot be decoded", []).extend(lost)
             continue
         for i in index:
             if chosen := selection.chosen.get(i):
@@ -198,22 +195,16 @@ class _Selection:
         return {n: os.path.join(folder, name) for n, name in enumerate(names)}
 
     def _choose(self, i: int, times: np.ndarray) -> None:
-        start, end = self.bounds[i]
-        if self.options.time_unit == "frames":
-            places, first = np.arange(len(times)) + (self.options.first_frame or 0), 0.5
-            limit, unit = float(len(times) - 1 + (self.options.first_frame or 0)), "frames"
-            end = end + first
-        else:
-            places, unit = times, "s"
-            limit = float(times[-1]) + _LATE if len(times) else 0.0
-        inside = (places >= np.nan_to_num(start, nan=-np.inf)) & (
-            places < np.nan_to_num(end, nan=np.inf)
-        )
-        late = not np.isnan(end) and end > limit + (1 if unit == "frames" else _LATE)
-        if late or not inside.any():
+        start, end = self.bounds[i]  # NaN: not bounded
+        in_frames = self.options.time_unit == "frames"
+        positions = np.arange(len(times)) + (self.options.first_frame or 0) if in_frames else times
+        last = float(positions[-1]) if len(positions) else -np.inf
+        inside = ~(positions < start) & ~(positions >= (end + 1 if in_frames else end))
+        if not inside.any() or end > last + (0 if in_frames else _LATE):
+            unit = "frames" if in_frames else "s"
             self.errors[i] = (
-                f"start {start:g} and end {self.bounds[i][1]:g} ({unit}), but the video has "
-                f"{len(times)} frames up to {float(places[-1]) if len(places) else 0:g} {unit}"
+                f"start {start:g} and end {end:g} {unit}, but the video has {len(times)} frames, "
+                f"the last at {last:g} {unit}"
             )
             return
         numbers_inside = np.flatnonzero(inside)

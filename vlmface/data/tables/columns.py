@@ -36,8 +36,11 @@ def find_columns(table: Table, columns: Mapping[str, Any]) -> dict[str, Any]:
     """
     source: dict[str, Any] = {"id": "id"} if "id" in table.columns else {}  # "ID": often a person's
     for field in FIELDS:
-        # A column "frame" or "start" means something only next to a video.
+        # A column "frame" or "start" means something only next to a video, and one "video" or
+        # "frames" next to a picture is a note.
         if field in ("id", *PLACES) or field in columns:
+            continue
+        if field in MEDIA and any(columns.get(m) or m in source for m in MEDIA):
             continue
         if name := table.find(field):
             source[field] = name
@@ -74,8 +77,8 @@ def matching_columns(table: Table, patterns: str | Sequence[str], option: str) -
     Raises:
         UserError: there is none.
     """
-    wanted = [p.lower() for p in ([patterns] if isinstance(patterns, str) else map(str, patterns))]
-    names = [c for c in table.columns if any(c.lower() == p or _fits(c, p) for p in wanted)]
+    lowered = [p.lower() for p in ([patterns] if isinstance(patterns, str) else map(str, patterns))]
+    names = [c for c in table.columns if any(c.lower() == p or _fits(c, p) for p in lowered)]
     if not names:
         raise UserError(f"{option}={patterns!r} fits no column of {table.path}: {table.names()}")
     return names

@@ -3,22 +3,20 @@ them."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface.data.records import LINES, records, short_repr
+from vlmface.data.records import LINES, records
+from vlmface.data.tables.csv_files import distinct_names, read_csv_table
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.table import Part, Table
-from vlmface.data.text_files import read_text, split_header
+from vlmface.data.text_files import read_text
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
 TEXT = (".csv", ".tsv", ".tab", ".txt")
 ENDINGS = (*TEXT, *LINES, ".json", ".parquet", ".xlsx")
 MAX_WORKBOOK = 2 << 30  # bytes of an unpacked xlsx file
-_BLOCK = 1 << 16  # rows of a csv file that are Python objects at once
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
-_SHARD = re.compile(r"-\d{5}-of-(\d{5})$")
 
 
 def ending(path: Path) -> str:
@@ -54,104 +49,14 @@ def open_table(path: Path, options: TableOptions) -> Table:
             "text file, or a folder"
         )
     if kind in TEXT:
-        return _read_csv(path, options)
+        usual = "\t" if kind in (".tsv", ".tab") else ","
+        text = read_text(path, options.encoding)
+        return read_csv_table(path, text, header=options.header, delimiter=usual)
     if not options.header:
         raise UserError(f"{path}: header=False is for csv files; this file names its columns")
     if kind == ".parquet":
         return read_parquet(path)
     return _read_workbook(path, options) if kind == ".xlsx" else _read_json(path)
-
-
-# --- csv ------------------------------------------------------------------------------------------
-
-
-def _read_csv(path: Path, options: TableOptions) -> Table:
-    import pyarrow as pa
-
-    reader, header = _csv_reader(path, read_text(path, options.encoding), options.header)
-    blocks: list[list[pa.Array]] = []
-    places: list[int] = []
-    rows = _csv_rows(path, reader, header, places)
-    while block := list(islice(rows, _BLOCK)):
-        blocks.append([pa.array(cells, pa.string()) for cells in zip(*block, strict=True)])
-    names, repeated = _distinct_names(header)
-    columns = {
-        name: pa.chunked_array([block[i] for block in blocks], pa.string()).combine_chunks()
-        for i, name in enumerate(names)
-        if name
-    }
-    if not columns:
-        raise UserError(f"{path} needs a header with the names of its columns")
-    return Table(path, columns, [Part(path, "line", np.array(places, np.int64))], repeated)
-
-
-def _csv_rows(path: Path, reader: Any, header: list[str], places: list[int]) -> Iterator[list[str]]:
-    """The rows of a csv file; their lines are appended to `places`."""
-    width = len(header)
-    try:
-        for row in reader:
-            while len(row) > width and not row[-1].strip():  # a delimiter at the line's end
-                row.pop()
-            if not row:
-                continue
-            if len(row) != width:
-                raise UserError(
-                    f"{path}, line {reader.line_num}: {len(row)} cells, but the header has "
-                    f"{width}: {short_repr(row)}"
-                )
-            if row[0].strip() == header[0] and [cell.strip() for cell in row] == header:
-                raise UserError(
-                    f"{path}, line {reader.line_num} repeats the header: if tables were joined, "
-                    "remove that line"
-                )
-            places.append(reader.line_num)
-            yield row
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _csv_reader(path: Path, text: str, has_header: bool) -> tuple[Any, list[str]]:
-    """(a csv reader before the first row of data, the names in the header; those of columns without
-    one are "")."""
-    line = re.search(r"\S[^\r\n]*", text)
-    first = line[0] if line else ""
-    mark = re.fullmatch(r'"?sep=(.)"?', first.strip(), re.IGNORECASE)  # as Excel writes it
-    usual = "\t" if ending(path) in (".tsv", ".tab") else ","
-    delimiter = mark[1] if mark else split_header(first, usual)[1]
-
-    def reader() -> Any:
-        lines = (match[0] for match in _LINE.finditer(text))
-        return csv.reader(lines, delimiter=delimiter, strict=True)
-
-    rows = reader()
-    try:
-        top = list(islice((row for row in rows if row), 2 if mark else 1))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}: {error}") from error
-    names = [name.strip() for name in top[-1]] if top else []
-    if has_header:
-        return rows, names
-    rows = reader()
-    if mark:
-        next(row for row in rows if row)
-    return rows, [str(number) for number in range(1, len(names) + 1)]
-
-
-def _distinct_names(header: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """(names of which none occurs twice, {repeated name: its new names})."""
-    counts = Counter(header)
-    repeated: dict[str, list[str]] = {}
-    names = []
-    for name in header:
-        if name and counts[name] > 1:
-            numbered = repeated.setdefault(name, [])
-            numbered.append(f"{name} ({len(numbered) + 1})")
-            name = numbered[-1]
-        names.append(name)
-    return names, repeated
-
-
-# --- other files ----------------------------------------------------------------------------------
 
 
 def _read_json(path: Path) -> Table:
@@ -218,8 +123,8 @@ def _named(codes: pa.Array, names: list[str]) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
-    return pa.array(names, pa.string()).take(pc.if_else(known, codes, None))
+    is_named = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
+    return pa.array(names, pa.string()).take(pc.if_else(is_named, codes, None))
 
 
 def _read_workbook(path: Path, options: TableOptions) -> Table:
@@ -255,7 +160,7 @@ def _sheet(path: Path, cells: Iterable[tuple[Any, ...]]) -> Table:
     if not numbered:
         raise UserError(f"{path}: the sheet is empty")
     header = ["" if name is None else str(name).strip() for name in numbered[0][1]]
-    names, repeated = _distinct_names(header)
+    names, repeated = distinct_names(header)
     rows = numbered[1:]
     columns = {
         name: [row[i] if i < len(row) else None for _, row in rows]

@@ -61,9 +61,9 @@ def table_splits(root: Path, options: TableOptions) -> dict[str, list[Path]]:
     named = {p: split_of_name(p.name) for p in parts}
     if not any(named.values()):
         return {options.file_split: parts}
-    if lacking := [p.name for p, split in named.items() if split is None]:
+    if unnamed := [p.name for p, split in named.items() if split is None]:
         raise UserError(
-            f"{root}: some names state a split, but not {lacking[0]!r}: begin each with "
+            f"{root}: some names state a split, but not {unnamed[0]!r}: begin each with "
             f"{', '.join(SPLITS)}, or give one file"
         )
     return {
@@ -126,7 +126,7 @@ def _joined(root: Path, tables: Sequence[Table]) -> Table:
             columns[name] = pa.concat_arrays(arrays)
         else:
             lists = [c.to_pylist() if isinstance(c, pa.Array) else c for c in cells]
-            columns[name] = [cell for listed in lists for cell in listed]
+            columns[name] = [cell for cells_of_file in lists for cell in cells_of_file]
     parts = [part for table in tables for part in table.parts]
     return Table(root, columns, parts, first.repeated)
 

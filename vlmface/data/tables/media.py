@@ -97,8 +97,8 @@ def _names_videos(table: Table, source: Source, rows: np.ndarray) -> bool:
     """Whether the column `image` holds videos, of which `frame` is the number of a frame."""
     if "frame" not in source:
         return False
-    cells = [str(cell).lower() for cell in convert(table, str(source["image"]), rows, as_label)]
-    videos = [cell.endswith(video.SUFFIXES) for cell in cells if cell != "none"]
+    cells = convert(table, str(source["image"]), rows, as_label)
+    videos = [cell.lower().endswith(video.SUFFIXES) for cell in cells if cell is not None]
     if any(videos) and not all(videos):
         raise UserError(
             f"{table.path}: the column {source['image']!r} holds pictures and videos: split the "
@@ -124,15 +124,23 @@ def _pictures(table: Table, column: str, rows: np.ndarray, folder: Path, skipped
             value = value.get("path")
         return path_in(value, folder)
 
-    found = convert(table, column, rows, picture)
-    index = [i for i, item in enumerate(found) if item is not None]
-    if len(index) < len(found):
-        lacking = set(range(len(found))) - set(index)
-        skipped["no image"] = [table.where(int(rows[i])) for i in sorted(lacking)]
-    kept = [item for item in found if item is not None]
-    numbers = rows[np.array(index, np.int64)]
-    names = [name or str(row + 1) for (name, _), row in zip(kept, numbers.tolist(), strict=True)]
-    return Media(numbers, "image", [picture for _, picture in kept], names)
+    cells_of_rows = convert(table, column, rows, picture)
+    rows_with_image, pictures = _without_empty(table, rows, cells_of_rows, skipped, "no image")
+    names = [
+        name or str(row + 1)
+        for (name, _), row in zip(pictures, rows_with_image.tolist(), strict=True)
+    ]
+    return Media(rows_with_image, "image", [picture for _, picture in pictures], names)
+
+
+def _without_empty(
+    table: Table, rows: np.ndarray, values: Sequence[Any], skipped: Skipped, reason: str
+) -> tuple[np.ndarray, list[Any]]:
+    """(the rows whose value is not None, these values); the others are added to `skipped`."""
+    empty = np.array([value is None for value in values], bool)
+    if empty.any():
+        skipped[reason] = [table.where(row) for row in rows[empty].tolist()]
+    return rows[~empty], [value for value in values if value is not None]
 
 
 def _videos(
@@ -143,21 +151,17 @@ def _videos(
     column = source.get("video") or source.get("image")
     if column is None:
         stems = table.stems(rows)
-        found: list[Any] = [(stem, str(folder / stem)) for stem in stems]
-    else:
-        found = convert(table, str(column), rows, lambda value: path_in(value, folder))
-    index = [i for i, item in enumerate(found) if item is not None]
-    if len(index) < len(found):
-        lacking = set(range(len(found))) - set(index)
-        skipped["no video"] = [table.where(int(rows[i])) for i in sorted(lacking)]
-    kept = [found[i] for i in index]
-    numbers = rows[np.array(index, np.int64)]
-    return single_frames.Videos(numbers, [name for name, _ in kept], [path for _, path in kept])
+        return single_frames.Videos(rows, stems, [str(folder / stem) for stem in stems])
+    paths = convert(table, str(column), rows, lambda value: path_in(value, folder))
+    rows_with_video, named = _without_empty(table, rows, paths, skipped, "no video")
+    return single_frames.Videos(
+        rows_with_video, [name for name, _ in named], [path for _, path in named]
+    )
 
 
 def _pictures_of_files(table: Table, rows: np.ndarray, folder: Path) -> Media:
     """The picture that is named as the table's file, as OpenFace names the table of a picture."""
-    known: dict[str, str] = {}
+    picture_by_stem: dict[str, str] = {}
     for stem in dict.fromkeys(table.stems(rows)):
         files = [str(folder / f"{stem}{suffix}") for suffix in SUFFIXES]
         present = [path for path in files if os.path.isfile(path)]
@@ -166,6 +170,6 @@ def _pictures_of_files(table: Table, rows: np.ndarray, folder: Path) -> Media:
                 f"{table.path}: expected one picture {folder / stem}.jpg (or another ending), "
                 f"there are {len(present)}: give the folder of the pictures, images="
             )
-        known[stem] = present[0]
+        picture_by_stem[stem] = present[0]
     stems = table.stems(rows)
-    return Media(rows, "image", [known[stem] for stem in stems], stems)
+    return Media(rows, "image", [picture_by_stem[stem] for stem in stems], stems)

@@ -30,6 +30,17 @@ class Videos:
     names: Sequence[str]
     paths: Sequence[str]
 
+    def by_file(self, table: Table) -> dict[Path, list[int]]:
+        """{video file or folder of frames: positions of its rows here}. Raises UserError for a
+        video that is not there."""
+        places: dict[str, Path] = {}
+        positions: dict[Path, list[int]] = {}
+        for i, path in enumerate(self.paths):
+            if path not in places:
+                places[path] = _need_video(table, int(self.rows[i]), path)
+            positions.setdefault(places[path], []).append(i)
+        return positions
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -74,30 +85,30 @@ def read(
     frames = _frame_numbers(table, str(source["frame"]), videos.rows, options)
     first = options.first_frame or 0
     faces = _face_numbers(table, videos.rows, options)
-    places: dict[str, Path] = {}
-    for i, path in enumerate(videos.paths):
-        if path not in places:
-            places[path] = need_video(table, int(videos.rows[i]), path)
-    of_video: dict[Path, list[int]] = {}
-    for i, path in enumerate(videos.paths):
-        of_video.setdefault(places[path], []).append(i)
+    of_video = videos.by_file(table)
     pictures: dict[int, str] = {}
-    files = {p: np.unique(frames[i] - first).tolist() for p, i in of_video.items() if p.is_file()}
-    extracted = video.frames_by_number({p: _chooser(n, p) for p, n in files.items()})
+    extracted = video.frames_by_number(
+        {
+            place: _chooser(np.unique(frames[index] - first).tolist())
+            for place, index in of_video.items()
+            if place.is_file()
+        }
+    )
     aligned = False
     for place, index in of_video.items():
         if place.is_dir():
             in_folder = _FolderOfFrames(place, int(frames[index].max()), first)
             aligned = aligned or in_folder.aligned
-            found = {i: in_folder.find(int(frames[i]), int(faces[i])) for i in index}
+            picture_by_row = {i: in_folder.find(int(frames[i]), int(faces[i])) for i in index}
         elif isinstance(outcome := extracted[place], UserError):
-            skipped.setdefault("a video that cannot be decoded", []).append(str(outcome))
+            lost = [f"{table.where(int(videos.rows[i]))}: {outcome}" for i in index]
+            skipped.setdefault("a video that cannot be decoded", []).extend(lost)
             continue
         else:
-            found = {i: outcome.get(int(frames[i]) - first) for i in index}
-        pictures |= {i: path for i, path in found.items() if path is not None}
-        if lacking := [i for i, path in found.items() if path is None]:
-            places_of = [table.where(int(videos.rows[i])) for i in lacking]
+            picture_by_row = {i: outcome.get(int(frames[i]) - first) for i in index}
+        pictures |= {i: path for i, path in picture_by_row.items() if path is not None}
+        if rows_without := [i for i, path in picture_by_row.items() if path is None]:
+            places_of = [table.where(int(videos.rows[i])) for i in rows_without]
             skipped.setdefault("no picture of the frame", []).extend(places_of)
     keep = sorted(pictures)
     names = [f"{videos.names[i]}/{int(frames[i]):06d}" for i in keep]
@@ -127,7 +138,7 @@ def _face_numbers(table: Table, rows: np.ndarray, options: TableOptions) -> np.n
     return np.nan_to_num(numbers(table, column, rows)).astype(np.int64)
 
 
-def need_video(table: Table, row: int, path: str) -> Path:
+def _need_video(table: Table, row: int, path: str) -> Path:
     place = find_video(path)
     if place is None:
         raise UserError(
@@ -137,8 +148,8 @@ def need_video(table: Table, row: int, path: str) -> Path:
     return place
 
 
-def _chooser(wanted: list[int], path: Path) -> Callable[[np.ndarray], list[int]]:
-    return lambda times: [number for number in wanted if number < len(times)]
+def _chooser(numbers_of_frames: list[int]) -> Callable[[np.ndarray], list[int]]:
+    return lambda times: [number for number in numbers_of_frames if number < len(times)]
 
 
 class _FolderOfFrames:
@@ -159,7 +170,9 @@ class _FolderOfFrames:
         self.in_order = last - first < len(self.names)
         numbered = [re.findall(r"\d+", os.path.splitext(name)[0]) for name in self.names]
         self.by_number = {
-            int(found[-1]): name for found, name in zip(numbered, self.names, strict=True) if found
+            int(digits[-1]): name
+            for digits, name in zip(numbered, self.names, strict=True)
+            if digits
         }
 
     def find(self, frame: int, face: int) -> str | None:

@@ -37,6 +37,8 @@ USUAL: dict[str, dict[str, Any]] = {
     # Presence and intensity are of different sets of AUs.
     "libreface": {"aus": ["au_[0-9]", "au_[0-9][0-9]"], "au_intensities": "au_*_intensity"},
 }
+OF_UNITS = ("aus", "au_values", "au_intensities")
+DEFAULT = {field.name: field.default for field in dataclasses.fields(TableOptions)}
 LOST = {
     "openface": "OpenFace did not find the face (success is 0)",
     "pyfeat": "py-feat did not find a face",
@@ -47,7 +49,7 @@ LOST = {
 def with_usual_options(options: TableOptions, table: Table) -> TableOptions:
     """The options with those that are usual for their tool, where they are not given.
 
-    A usual column that the table lacks is left out.
+    A usual column that the table lacks is left out. Of OF_UNITS all are usual or none.
     """
     if options.tool is None:
         return options
@@ -56,12 +58,11 @@ def with_usual_options(options: TableOptions, table: Table) -> TableOptions:
         for field, column in COLUMNS[options.tool].items()
         if all(table.find(name) for name in ([column] if isinstance(column, str) else column))
     }
-    changes: dict[str, Any] = {"columns": columns | dict(options.columns or {})}
-    for option, value in USUAL[options.tool].items():
-        default = TableOptions.__dataclass_fields__[option].default
-        if getattr(options, option) == default:
-            changes[option] = value
-    return dataclasses.replace(options, **changes)
+    changes = dict(USUAL[options.tool])
+    if any(option in changes for option in OF_UNITS if getattr(options, option) != DEFAULT[option]):
+        changes = {o: value for o, value in changes.items() if o not in OF_UNITS}
+    changes = {o: value for o, value in changes.items() if getattr(options, o) == DEFAULT[o]}
+    return dataclasses.replace(options, columns=columns | dict(options.columns or {}), **changes)
 
 
 def lost_rows(table: Table, rows: np.ndarray, options: TableOptions) -> tuple[str, np.ndarray]:

@@ -71,14 +71,14 @@ def _joined(
     values: Mapping[int, np.ndarray], grades: Mapping[int, np.ndarray], threshold: float
 ) -> Any:
     """AUs with presence from their own columns, or else from their intensities."""
-    known = sorted({*values, *grades})
+    all_units = sorted({*values, *grades})
     none = np.full(len(next(iter(grades.values()))), np.nan)
-    present = np.stack([values.get(au, none) for au in known], 1)
-    grade = np.stack([grades.get(au, none) for au in known], 1)
+    present = np.stack([values.get(au, none) for au in all_units], 1)
+    grade = np.stack([grades.get(au, none) for au in all_units], 1)
     annotated = ~(np.isnan(present) & np.isnan(grade))
-    shown = np.where(np.isnan(present), grade >= threshold, present == 1)
-    grade = np.where(shown & (grade == 0), np.nan, grade)  # two models may disagree
-    return action_units(known, shown, grade, annotated)
+    is_present = np.where(np.isnan(present), grade >= threshold, present == 1)
+    grade = np.where(is_present & (grade == 0), np.nan, grade)  # two models may disagree
+    return action_units(all_units, is_present, grade, annotated)
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -97,11 +97,11 @@ def au_columns(table: Table, aus: str | Sequence[str] | Mapping[Any, Any], optio
             left and right side.
     """
     if isinstance(aus, Mapping):
-        listed = {
+        columns_by_unit = {
             facs.parse_name(str(au)): names if isinstance(names, list | tuple) else [names]
             for au, names in aus.items()
         }
-        return {au: [table.need(n, option) for n in names] for au, names in listed.items()}
+        return {au: [table.need(n, option) for n in names] for au, names in columns_by_unit.items()}
     columns: dict[int, list[str]] = {}
     for column in matching_columns(table, aus, option):
         number = number_in(column)
@@ -156,8 +156,8 @@ def _values(
 def _column(
     table: Table, column: str, rows: np.ndarray, kind: str, options: TableOptions, clip: bool
 ) -> np.ndarray:
-    missing = options.au_missing
-    codes = [missing] if isinstance(missing, str | float | int) else list(missing)
+    codes_given = options.au_missing
+    codes = [codes_given] if isinstance(codes_given, str | float | int) else list(codes_given)
     words = {normalise_cell(code) for code in codes}
 
     def of_cell(value: Any) -> float | None:

@@ -144,8 +144,8 @@ def majority(
     """
     groups: dict[tuple[str | None, str], list[int]] = {}
     for i, word in enumerate(words):
-        known = labels.field == "context" or labels.is_label(word)
-        label = labels.label(word, "a word of the votes") if known else None
+        is_label = labels.field == "context" or labels.is_label(word)
+        label = labels.label(word, "a word of the votes") if is_label else None
         groups.setdefault((label, "" if label else word), []).append(i)
     names = [label for label, _ in groups]
     filled = np.nan_to_num(votes)

@@ -115,10 +115,10 @@ class _Parser:
                     "of a condition; write for example: confidence > 0.8 and label != 'none'"
                 )
             kind = str(match.lastgroup)
-            word = match[kind]
+            word, start = match[kind], match.start(kind) + 1
             if kind == "word" and word.lower() in _KEYWORDS:
                 kind, word = "keyword", word.lower()
-            tokens.append(_Token(kind, word, match.start(kind) + 1))
+            tokens.append(_Token(kind, word, start))
             at = match.end()
         tokens.append(_Token("end", "", len(text) + 1))
         return tokens
@@ -215,9 +215,9 @@ class _Parser:
         compare = _COMPARISONS[operator]
         if token.kind == "text":
             words = self._texts(column)
-            known = np.array([word is not None for word in words], bool)
+            filled = np.array([word is not None for word in words], bool)
             cells = np.array([word or "" for word in words], object)
-            yes = np.asarray(compare(cells, token.text[1:-1]), bool) & known
+            yes = np.asarray(compare(cells, token.text[1:-1]), bool) & filled
         else:
             try:
                 cells = numbers(self.table, column, self.rows, self.decimal)
@@ -226,9 +226,9 @@ class _Parser:
                     f"where={self.condition!r}, character {token.at}: {token.text} is a number, "
                     f"but {error}; put texts in quotes"
                 ) from error
-            known = ~np.isnan(cells)
-            yes = compare(cells, float(token.text)) & known
-        return _Truth(yes, known & ~yes)
+            filled = ~np.isnan(cells)
+            yes = compare(cells, float(token.text)) & filled
+        return _Truth(yes, filled & ~yes)
 
     def _texts(self, column: str) -> list[str | None]:
         return convert(self.table, column, self.rows, as_label)
