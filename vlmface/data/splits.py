@@ -21,9 +21,9 @@ from vlmface.utils.ranges import Range, Seed
 
 PARTS = ("train", "validation", "test")
 _ROWS = ""  # stands for all rows, among the labels
-# What a label that a part has no row of adds to its need: more than all else, and most where it is
-# needed most.
-_LACKING = {"train": 3e6, "test": 2e6, "validation": 1e6}
+# What a label that a part has no row of adds to its need: more than all else. A label that test
+# lacks counts more than a label and rows that validation lacks.
+_LACKING = {"train": 3e6, "test": 2.5e6, "validation": 1e6}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,23 @@ def assign(
         )
         placed[part].update(content)
         part_of[group] = part
+    for part in shares:
+        if part not in part_of.values():
+            part_of[_dispensable(part_of, contents)] = part
     return [part_of[group] for group in groups]
+
+
+def _dispensable(part_of: Mapping[str, str], contents: Mapping[str, Mapping[str, int]]) -> str:
+    """A group that another part can have: it is not alone in its part, takes the fewest labels
+    from it, and has the fewest rows."""
+    sizes = Counter(part_of.values())
+    held = Counter((part_of[group], label) for group in part_of for label in contents[group])
+
+    def loss(group: str) -> tuple[int, int, str]:
+        lost = sum(held[part_of[group], label] == 1 for label in contents[group])
+        return lost, contents[group][_ROWS], group
+
+    return min((group for group in part_of if sizes[part_of[group]] > 1), key=loss)
 
 
 def _order(
