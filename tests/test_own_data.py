@@ -21,10 +21,11 @@ SPELLINGS = (str.lower, str.title, str.lower, str.upper)  # the first is the mos
 
 
 def state(sample: FaceSample) -> str:
-    """A German label in mixed case."""
-    words = {"approach": "zugewandt", "withdraw": "abgewandt", "neutral": "neutral"}
-    number = int(sample.id[-2:])
-    return SPELLINGS[number % len(SPELLINGS)](words[own_labels.motivation(sample)])
+    """A German label by the valence of the face, in mixed case."""
+    assert sample.valence is not None
+    word = "zugewandt" if sample.valence > 0.1 else "neutral"
+    word = "abgewandt" if sample.valence < -0.3 else word
+    return SPELLINGS[int(sample.id[-2:]) % len(SPELLINGS)](word)
 
 
 def commands() -> list[list[str]]:

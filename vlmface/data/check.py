@@ -455,9 +455,18 @@ def format_report(report: dict[str, Any]) -> str:
     ]
     if any("[" in cell for _, *row in lines for cell in row):
         table.append("[n]: as published, where that differs")
+    if "faces" in report:
+        table += ["", _faces_line(report["faces"])]
     table += ["", *(f"error: {message}" for message in report["errors"])]
     table += [f"warning: {message}" for message in report["warnings"]]
     return "\n".join(table).rstrip()
+
+
+def _faces_line(faces: Mapping[str, Any] | None) -> str:
+    if faces is None:
+        return "faces were not looked for: pip install 'vlmface[detect]'"
+    found = faces["looked_at"] - len(faces["without"])
+    return f"a face was found in {found} of {faces['looked_at']} pictures that were searched"
 
 
 def _order(label: str) -> tuple[bool, int, str]:
@@ -525,7 +534,8 @@ def _tile(part: SplitData, row: int, by: str | None, title: str | None) -> conta
         lines.append(f"valence {sample.valence:.2f}, arousal {sample.arousal:.2f}")
     if sample.aus is not None:
         lines.append(contact_sheet.units(sample))
-    where = f"{part.split}: {sample.id.removeprefix(sample.dataset + '-')}"
+    name = sample.id.removeprefix(f"{sample.dataset}-").removeprefix("table-")  # own files' ids
+    where = f"{part.split}: {name}"
     return contact_sheet.Tile(image, title or part.split, (*lines, where))
 
 
