@@ -2,7 +2,7 @@
 
     python tests/own_labels.py FOLDER
 
-writes FOLDER/faces.csv and FOLDER/pictures with 300 faces of 60 people, labelled approach, withdraw
+writes FOLDER/faces.csv and FOLDER/pictures with 300 faces of 75 people, labelled approach, withdraw
 or neutral: what docs/your-own-data.md measures.
 """
 
@@ -47,7 +47,7 @@ def write(
         n: Number of faces.
         header: Names of the columns picture, label and person.
         label: The label of a face.
-        people: How many people; None: as rendered, five faces each.
+        people: How many people; None: as rendered, about four faces each.
         seed: Of the faces.
     """
     rows = data.load("synth", split="train", n=n, seed=seed)

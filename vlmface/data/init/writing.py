@@ -61,7 +61,9 @@ class FileContent:
                 "# in two splits, which makes test scores too high. If a column names the person,",
                 "# add it to columns (subject: NAME) and set by: subject.",
             ]
-        return ["# Each person is in one split. The same seed gives the same splits on every machine."]
+        return [
+            "# Each person is in one split. The same seed gives the same splits on every machine."
+        ]
 
     def _labels(self) -> list[str]:
         if isinstance(self.label_space, str):
