@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,25 +66,15 @@ class Network(nn.Module):
         return self.emotion(features), self.units(features)
 
 
-def main(argv: Sequence[str]) -> int:
-    distributed.check_alone("eval/baseline_cnn.py")
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    option(parser, "--n-train", Count, default=DEFAULT_N["train"])
-    option(parser, "--n-test", Count, default=DEFAULT_N["test"])
-    option(parser, "--epochs", Count, default=12)
-    option(parser, "--seed", Seed, default=0)
-    arguments = parser.parse_args(argv)
-    torch.manual_seed(arguments.seed)
-    start = time.time()
-    images, emotions, units, _ = tensors("train", arguments.n_train, arguments.seed)
+def train(
+    images: torch.Tensor, emotions: torch.Tensor, units: torch.Tensor, epochs: int
+) -> Network:
+    """A network trained on faces."""
     network = Network()
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
     batches = -(-len(images) // 32)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, 2e-3, total_steps=arguments.epochs * batches
-    )
-    for _ in tqdm(range(arguments.epochs), "epochs"):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=epochs * batches)
+    for _ in tqdm(range(epochs), "epochs"):
         for index in torch.randperm(len(images)).split(32):
             batch = images[index] * (1 + 0.15 * torch.randn(len(index), 1, 1, 1))
             label, unit = network(batch)
@@ -94,13 +85,16 @@ def main(argv: Sequence[str]) -> int:
             loss.backward()
             optimiser.step()
             schedule.step()
-    network.eval()
-    images, _, _, rows = tensors("test", arguments.n_test, arguments.seed)
+    return network.eval()
+
+
+def predict(network: Network, images: torch.Tensor, rows: Any) -> list[dict[str, Any]]:
+    """Prediction records of rows with their images, as `metrics.summarise` takes them."""
     with torch.no_grad():
         outputs = [network(part) for part in images.split(100)]
     labels = torch.cat([a for a, _ in outputs]).argmax(1).tolist()
     present = torch.cat([b for _, b in outputs]) > 0
-    answers = [
+    return [
         {
             "id": row["id"],
             "truth": {
@@ -114,10 +108,26 @@ def main(argv: Sequence[str]) -> int:
         }
         for row, label, flags in zip(rows, labels, present, strict=True)
     ]
+
+
+def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("eval/baseline_cnn.py")
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    option(parser, "--n-train", Count, default=DEFAULT_N["train"])
+    option(parser, "--n-test", Count, default=DEFAULT_N["test"])
+    option(parser, "--epochs", Count, default=12)
+    option(parser, "--seed", Seed, default=0)
+    arguments = parser.parse_args(argv)
+    torch.manual_seed(arguments.seed)
+    start = time.time()
+    images, emotions, units, _ = tensors("train", arguments.n_train, arguments.seed)
+    network = train(images, emotions, units, arguments.epochs)
+    images, _, _, rows = tensors("test", arguments.n_test, arguments.seed)
     parameters = sum(p.numel() for p in network.parameters())
     name = f"CNN, {parameters / 1e6:.1f} M parameters"
     summary = metrics.summarise(
-        answers,
+        predict(network, images, rows),
         SPACES["emotion8"],
         facs.SYNTH_AUS,
         {

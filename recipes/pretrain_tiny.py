@@ -290,50 +290,6 @@ def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimi
     return [adam, torch.optim.Muon(matrices, weight_decay=0.05)] if matrices else [adam]
 
 
-def run_stage(
-    name: str,
-    steps: int,
-    loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
-    groups: list[tuple[nn.Module, float]],
-    modules: dict[str, nn.Module],
-    folder: Path,
-    log: Log,
-) -> None:
-    """Minimise `loss_at(step)`, which also returns what to log, over `groups` of (module, scale of
-    its learning rates). Resumes from the last state of `modules` in folder/NAME.pt."""
-    path = folder / f"{name}.pt"
-    steppers = optimisers(groups)
-    keep = modules | {f"optimiser {i}": stepper for i, stepper in enumerate(steppers)}
-    step = 0
-    if path.exists():
-        state = torch.load(path)
-        step = state["step"]
-        for key, part in keep.items():
-            part.load_state_dict(state[key])
-    if step < steps:  # later stages, if there are any, stand on a shorter one
-        for later in STAGES[STAGES.index(name) + 1 :]:
-            (folder / f"{later}.pt").unlink(missing_ok=True)
-    bar = tqdm(total=steps, initial=step, desc=name)
-    while step < steps:
-        for group in (group for stepper in steppers for group in stepper.param_groups):
-            group["lr"] = learning_rate(step, steps, group["peak"])
-        loss, values = loss_at(step)
-        for stepper in steppers:
-            stepper.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for module, _ in groups for p in module.parameters()], 1.0)
-        for stepper in steppers:
-            stepper.step()
-        log(name, step, values, bar)
-        step += 1
-        bar.update()
-        if step % 250 == 0 or step == steps:
-            state = {key: part.state_dict() for key, part in keep.items()}
-            torch.save({**state, "step": step}, path.with_suffix(".part"))
-            os.replace(path.with_suffix(".part"), path)
-    bar.close()
-
-
 @dataclass
 class Pretraining:
     """What the stages share: the model with its throw-away heads, the faces, their geometry."""
@@ -382,12 +338,53 @@ class Pretraining:
             batch = self.targets.changed(index, generator)
             return geometry_loss(teacher(batch["image"]), batch)
 
-        steps, folder = self.arguments.teacher_steps, self.arguments.output_dir
-        run_stage(
-            "teacher", steps, loss_at, [(teacher, 2.0)], {"teacher": teacher}, folder, self.log
-        )
+        steps = self.arguments.teacher_steps
+        self.run_stage("teacher", steps, loss_at, [(teacher, 2.0)], {"teacher": teacher})
         self.hold_to_account("teacher", teacher.eval())
         return teacher
+
+    def run_stage(
+        self,
+        name: str,
+        steps: int,
+        loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+        groups: list[tuple[nn.Module, float]],
+        modules: dict[str, nn.Module],
+    ) -> None:
+        """Minimise `loss_at(step)`, which also returns what to log, over `groups` of (module,
+        scale of its learning rates). Resumes from the last state of `modules` in NAME.pt."""
+        folder = self.arguments.output_dir
+        path = folder / f"{name}.pt"
+        steppers = optimisers(groups)
+        keep = modules | {f"optimiser {i}": stepper for i, stepper in enumerate(steppers)}
+        step = 0
+        if path.exists():
+            state = torch.load(path)
+            step = state["step"]
+            for key, part in keep.items():
+                part.load_state_dict(state[key])
+        if step < steps:  # later stages, if there are any, stand on a shorter one
+            for later in STAGES[STAGES.index(name) + 1 :]:
+                (folder / f"{later}.pt").unlink(missing_ok=True)
+        bar = tqdm(total=steps, initial=step, desc=name)
+        while step < steps:
+            for group in (group for stepper in steppers for group in stepper.param_groups):
+                group["lr"] = learning_rate(step, steps, group["peak"])
+            loss, values = loss_at(step)
+            for stepper in steppers:
+                stepper.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for module, _ in groups for p in module.parameters()], 1.0)
+            for stepper in steppers:
+                stepper.step()
+            self.log(name, step, values, bar)
+            step += 1
+            bar.update()
+            if step % 250 == 0 or step == steps:
+                state = {key: part.state_dict() for key, part in keep.items()}
+                torch.save({**state, "step": step}, path.with_suffix(".part"))
+                os.replace(path.with_suffix(".part"), path)
+        bar.close()
 
     def train_tower(self, teacher: Teacher) -> None:
         """Stage 2: the tower under the geometry losses, and towards the teacher's features."""
@@ -403,14 +400,12 @@ class Pretraining:
             return loss + 2 * alike, {**values, "teacher": alike.item()}
 
         tower = self.model.model.vision_tower.train()
-        run_stage(
+        self.run_stage(
             "geometry",
             self.arguments.geometry_steps,
             loss_at,
             [(tower, 1.0), (self.heads, 1.0)],
             {"tower": tower, "heads": self.heads},
-            self.arguments.output_dir,
-            self.log,
         )
         tower.eval()
         self.hold_to_account("geometry", lambda image: self.heads(self.see(image)))
@@ -439,7 +434,7 @@ class Pretraining:
 
         self.model.train()
         core = self.model.model
-        run_stage(
+        self.run_stage(
             name,
             steps,
             loss_at,
@@ -450,8 +445,6 @@ class Pretraining:
                 (core.language_model, rate),  # its embeddings are the head as well
             ],
             {"model": self.model, "heads": self.heads},
-            self.arguments.output_dir,
-            self.log,
         )
 
 

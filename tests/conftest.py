@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.scripts import Recipe, load_script, to_argv
+from helpers.shared import SharedFolders
+from helpers.trainers import CLIP_RUN
 from hypothesis import settings as hypothesis_settings
-from samples import FACES, load_script
 
+# The template that llava-hf/llava-1.5-7b-hf publishes: no BOS, no EOS, blocks only.
+PUBLISHED_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ message['role'].upper() + ': '}}{% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on contended threads
 
 
@@ -24,114 +37,109 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+# What takes longest starts first: begun last, it would leave the other workers idle.
+LONGEST = (
+    *("test_perf", "test_grpo", "test_synthesize", "test_family_contract", "test_clip_finetune"),
+    *("test_extensions", "test_resume", "test_context_emotion", "test_doors", "test_sft_cot"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """The imported libraries are a million objects that live to the end: the collections that
+    trainers start need not look through them each time."""
+    gc.collect()
+    gc.freeze()
+
+
 # Machines differ: a slow example is no failure.
 hypothesis_settings.register_profile("vlmface", deadline=None)
 hypothesis_settings.load_profile("vlmface")
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LLaVA of one layer a tower: 32 x 32 pixels, 16 image tokens."""
-    from checkpoints import llava
-
-    from vlmface import prompts
-    from vlmface.rationale import rules
-
-    corpus = [
-        rules.write(aus, emotion, format=format, seed=seed)
-        for aus, emotion in FACES
-        for format in ("think_answer", "three_part")
-        for seed in range(20)
-    ]
-    for name in ("face_cot", "expllm", "expllm_label"):
-        corpus += [str(prompts.load(name).messages()), "USER: ASSISTANT:"] * 20
-    folder = tmp_path_factory.mktemp("base")
-    llava.build_tiny(folder, corpus)
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> SharedFolders:
+    """What all workers build once."""
+    return SharedFolders(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def clip_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(folders: SharedFolders) -> Path:
+    """A random LLaVA of one layer a tower: 32 x 32 pixels, 16 image tokens."""
+    from helpers.checkpoints import corpus, llava
+
+    return folders.build("base", lambda to: llava.build_tiny(to, corpus("USER: ASSISTANT:")))
+
+
+@pytest.fixture(scope="session")
+def clip_base(folders: SharedFolders) -> Path:
     """A random CLIP of open_clip with two layers a tower: 32 x 32 pixels, 24 features."""
-    import open_clip
-    import torch
+    from helpers.checkpoints import build_clip
 
-    from vlmface.clip import model
-
-    torch.manual_seed(0)
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    shape = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
-    built = open_clip.CLIP(**shape)
-    config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
-    folder = tmp_path_factory.mktemp("clip_base")
-    model.save_clip(model.Clip(built, open_clip.SimpleTokenizer(), config, "small"), folder)
-    return folder
+    return folders.build("clip_base", build_clip)
 
 
 @pytest.fixture(scope="session")
 def processor(base: Path) -> Any:
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     return llava.load_processor(base)
 
 
-@pytest.fixture(scope="session")
-def clip_run(clip_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A finished run of a CLIP recipe on 16 rendered rows and the small random CLIP; more words
-    override."""
-    made: dict[tuple[str, ...], Path] = {}
+@pytest.fixture
+def published(base: Any) -> Any:
+    """A processor whose tokenizer adds the BOS and whose template is the published one."""
+    from helpers.checkpoints import llava
+    from tokenizers.processors import TemplateProcessing
 
-    def run(recipe: str, *words: str) -> Path:
-        if (recipe, *words) not in made:
-            folder = tmp_path_factory.mktemp("clip_run") / "run"
-            fixed = {
-                "base_model": clip_base,
-                "output_dir": folder,
-                "n_train": 16,
-                "n_eval": 8,
-                "epochs": 1,
-                "batch_size": 8,
-                "warmup_steps": 0,
-                "checkpoint_selection": "last",
-            }
-            argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
-            assert load_script(f"recipes/{recipe}.py").main([*words, *argv]) == 0
-            made[recipe, *words] = folder
-        return made[recipe, *words]
+    processor = llava.load_processor(base)
+    processor.chat_template = PUBLISHED_TEMPLATE
+    processor.tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", processor.tokenizer.bos_token_id)]
+    )
+    return processor
+
+
+# --- finished runs, a copy for each test file -----------------------------------------------------
+
+
+def succeed(code: int) -> None:
+    assert code == 0
+
+
+@pytest.fixture(scope="session")
+def clip_run(clip_base: Path) -> Recipe:
+    """A CLIP recipe's main on 16 rendered rows and the small random CLIP; more words override."""
+
+    def run(recipe: str, output_dir: Path, *words: str) -> int:
+        fixed = CLIP_RUN | {"base_model": clip_base, "output_dir": output_dir}
+        return load_script(f"recipes/{recipe}.py").main([*words, *to_argv(fixed)])
 
     return run
 
 
-@pytest.fixture(scope="session")
-def clip_faces(clip_run: Callable[..., Path]) -> Path:
+@pytest.fixture(scope="module")
+def clip_faces(folders: SharedFolders, clip_run: Recipe) -> Path:
     """A run of recipes/clip_finetune.py: one picture of a face, one of eight emotions."""
-    return clip_run("clip_finetune")
+    return folders.copy("clip_faces", lambda to: succeed(clip_run("clip_finetune", to)))
 
 
-@pytest.fixture(scope="session")
-def clip_views(clip_run: Callable[..., Path]) -> Path:
+@pytest.fixture(scope="module")
+def clip_views(folders: SharedFolders, clip_run: Recipe) -> Path:
     """A run of recipes/context_emotion.py with a CLIP: a face, and what is around it."""
-    return clip_run("context_emotion", "--model", "clip-caer")
+    words = ("--model", "clip-caer")
+    return folders.copy("clip_views", lambda to: succeed(clip_run("context_emotion", to, *words)))
 
 
-@pytest.fixture(scope="session")
-def clip_frames(clip_run: Callable[..., Path]) -> Path:
+@pytest.fixture(scope="module")
+def clip_frames(folders: SharedFolders, clip_run: Recipe) -> Path:
     """A run of recipes/clip_finetune.py that is shown four frames of a clip."""
-    return clip_run(
-        "clip_finetune",
-        "--config",
-        "clip_temporal_tiny",
-        "--num_frames",
-        "4",
-        "--temporal",
-        "mean",
-        "--validation_split",
-        "null",
-    )
-
-
-Recipe = Callable[..., int]
+    words = ("--config", "clip_temporal_tiny", "--num_frames", "4", "--temporal", "mean")
+    words += ("--validation_split", "null")
+    return folders.copy("clip_frames", lambda to: succeed(clip_run("clip_finetune", to, *words)))
 
 
 @pytest.fixture(scope="session")
@@ -158,29 +166,25 @@ def sft_cot(base: Path) -> Recipe:
         }
         if "full" in words and "lora" not in words:
             del fixed["lora_dropout"]  # it is refused where it has no effect
-        argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
-        return main([*argv, *words])
+        return main([*to_argv(fixed), *words])
 
     return run
 
 
-@pytest.fixture(scope="session")
-def run_dir(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def run_dir(folders: SharedFolders, sft_cot: Recipe) -> Path:
     """A finished run of the recipe."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert sft_cot(folder) == 0
-    return folder
+    return folders.copy("finished", lambda to: succeed(sft_cot(to)))
 
 
-@pytest.fixture(scope="session")
-def memorised(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def memorised(folders: SharedFolders, sft_cot: Recipe) -> Path:
     """A run of vlmface-tiny that knows the first 8 faces of synth by heart."""
-    folder = tmp_path_factory.mktemp("runs") / "memorised"
     words = {
         "base_model": "vlmface-tiny",
         "n_train": 8,
         "n_eval": 4,
-        "epochs": 100,
+        "epochs": 70,
         "learning_rate": 4e-3,
         "save_steps": 100,
         "vision_tower": "frozen",
@@ -190,5 +194,23 @@ def memorised(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path
         "cache_features": "true",
         "max_new_tokens": 120,
     }
-    assert sft_cot(folder, *(x for k, v in words.items() for x in (f"--{k}", str(v)))) == 0
+    return folders.copy("memorised", lambda to: succeed(sft_cot(to, *to_argv(words))))
+
+
+@pytest.fixture(scope="module")
+def predictor(run_dir: Path) -> Iterator[Any]:
+    """The finished run, asked about pictures of no faces."""
+    from vlmface.infer.face_views import ViewSettings
+    from vlmface.infer.predictor import Predictor
+
+    with Predictor.load(run_dir, max_new_tokens=8) as loaded:
+        loaded.view_settings = ViewSettings()
+        yield loaded
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for rendered faces and crops, of this test alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("VLMFACE_CACHE", str(folder))
     return folder

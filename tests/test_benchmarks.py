@@ -6,8 +6,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
-import inspect
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -16,16 +14,19 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.run_files import read_metrics
+from helpers.samples import samples
+from helpers.scripts import ROOT
 from miniatures import face, fea20k
 from miniatures.records import write_lines
-from samples import ROOT, samples
 
 from vlmface import benchmarks, data, facs, label_spaces, prompts
-from vlmface.data.options import declared_options
+from vlmface.data.options import option_types
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.infer.local import LocalModel, Prediction
+from vlmface.infer.local import LocalModel
+from vlmface.infer.prediction import Prediction
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 
@@ -166,7 +167,7 @@ def evaluate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: 
     words += ["--model", "scripted", "--output_dir", str(tmp_path / "out"), "--batch_size", "4"]
     assert evaluation.main(words) == 0
     assert "<html" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    return json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    return read_metrics(tmp_path / "out")
 
 
 # --- the protocols --------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def test_a_protocol_asks_for_what_its_data_set_has(name: str) -> None:
     assert benchmark == benchmarks.load_benchmark(str(ROOT / "eval/benchmarks" / f"{name}.yaml"))
     module = data.dataset_module(benchmark.dataset)
     assert benchmark.split in module.SPLITS and benchmark.split != "train"
-    options = {*declared_options(module.read), "missing"}
+    options = {*option_types(module.read), "missing"}
     assert set(benchmark.protocol) <= options
     assert benchmark.folds is None or benchmark.protocol["fold"] == 1
     assert set(benchmark.au_set) <= set(facs.AUS)
@@ -253,7 +254,7 @@ def test_au_sets_and_thresholds_are_those_of_the_adapters() -> None:
     assert load("disfa12").au_set == list(disfa.AUS)
     assert load("bp4d").au_set == list(data.dataset_module("bp4d").AUS)
     assert load("emotionet").au_set == list(data.dataset_module("emotionet").AUS)
-    threshold = inspect.signature(disfa.read).parameters["threshold"].default
+    threshold = disfa.Options().threshold
     assert load("disfa8").au_threshold == load("disfa12").au_threshold == threshold
     fea20k = load("fea20k")
     assert fea20k.protocol["au_set"] == fea20k.au_set
@@ -294,8 +295,7 @@ def test_there_are_as_many_folds_as_the_data_set_has(name: str, tmp_path: Path) 
         protocol = last.protocol | {"fold": folds + 1}
         benchmarks.load_rows(dataclasses.replace(last, protocol=protocol), str(tmp_path), None)
     if name == "ckplus":  # fewer people than folds: its own option says how many
-        read = data.dataset_module("ckplus").read
-        assert inspect.signature(read).parameters["folds"].default == folds
+        assert data.dataset_module("ckplus").Options().folds == folds
 
 
 def test_names_that_are_none() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import llava, qwen_vl, smolvlm
-from conftest import Recipe
-from samples import FACES, picture, samples
+from helpers.checkpoints import llava, qwen_vl, smolvlm
+from helpers.samples import FACES, picture, samples
+from helpers.scripts import Recipe
 
 from vlmface import encode, manifest, prompts
 from vlmface.rationale import rules

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from samples import ROOT
+from helpers.scripts import ROOT
 
 from vlmface.utils import subprocesses
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from samples import ROOT
+from helpers.scripts import ROOT
 
 from vlmface import __version__
 from vlmface.cli import EVALUATIONS, RECIPES, main

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from clip_rows import picture, rows_of
+from helpers.clip_rows import picture, rows_of
 
 from vlmface import label_texts
 from vlmface.clip import checkpoint, tiny_clip

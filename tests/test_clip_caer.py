@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.run_files import read_metrics, training_log
+from helpers.scripts import load_script, to_argv
 from miniatures import raer
-from samples import load_script
 
 from vlmface import benchmarks, manifest
 from vlmface.data import crops
@@ -56,7 +57,7 @@ def runs(root, tmp_path_factory) -> Path:
         "ablation": "true",
         "output_dir": folder,
     }
-    assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+    assert main(to_argv(words)) == 0
     return folder
 
 
@@ -67,12 +68,12 @@ def test_what_a_run_leaves_behind(runs):
     shape = found.clip_classifier
     assert (shape["views"], shape["frames"], shape["time"]) == (2, 4, "transformer")
     assert (shape["text"], shape["class_specific"]) == ("prompts", True)
-    scores = json.loads((runs / "both" / "metrics.json").read_text())
+    scores = read_metrics(runs / "both")
     assert scores["after"]["n"] == 2
     epochs = [json.loads(line) for line in (runs / "both" / LOG).read_text().splitlines()]
     assert [one["epoch"] for one in epochs] == [1, 2]
     assert scores["train"]["selected"] == max(epochs, key=lambda one: one["uar"])
-    lines = [json.loads(text) for text in (runs / "both" / "log.jsonl").read_text().splitlines()]
+    lines = training_log(runs / "both")
     # Rates of the first group fall to a tenth after the first epoch, of three steps.
     assert lines[0]["learning_rate"] == pytest.approx(10 * lines[-1]["learning_rate"])
 

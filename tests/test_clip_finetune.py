@@ -4,14 +4,15 @@ answered, evaluated, shown and exported like any other."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from samples import load_script
+from helpers.run_files import read_metrics
+from helpers.scripts import load_script, to_argv
 
 from vlmface import data, label_texts, manifest
 from vlmface.cli import main as vlmface
@@ -28,27 +29,22 @@ from vlmface.train.clip.contrastive import logistic_regression
 Finetune = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def finetune(clip_base: Path) -> Any:
-    """recipes/clip_finetune.py's main on 48 rendered faces and the small random CLIP."""
-    main = load_script("recipes/clip_finetune.py").main
+def starter(recipe: str, clip_base: Path, **fixed: object) -> Finetune:
+    """A recipe's main on the small random CLIP, with other settings by name."""
+    main = load_script(f"recipes/{recipe}.py").main
+    shared = {"base_model": clip_base, "batch_size": 16, "logging_steps": 1, "warmup_steps": 0}
 
     def run(output_dir: Path, **changes: object) -> Path:
-        words: dict[str, object] = {
-            "base_model": clip_base,
-            "output_dir": output_dir,
-            "n_train": 48,
-            "n_eval": 24,
-            "epochs": 3,
-            "batch_size": 16,
-            "logging_steps": 1,
-            "save_steps": 4,
-            "warmup_steps": 0,
-        } | changes
-        assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
+        assert main(to_argv(shared | fixed | {"output_dir": output_dir} | changes)) == 0
         return output_dir
 
     return run
+
+
+@pytest.fixture(scope="module")
+def finetune(clip_base: Path) -> Finetune:
+    """recipes/clip_finetune.py on 48 rendered faces."""
+    return starter("clip_finetune", clip_base, n_train=48, n_eval=24, epochs=3, save_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +59,7 @@ def _weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_holds_what_it_says(done: Path, clip_base: Path) -> None:
-    scores = json.loads((done / "metrics.json").read_text())
+    scores = read_metrics(done)
     assert scores["train"]["steps"] == 9 and scores["train"]["n"] == 48
     assert sum(scores["train"]["labels"].values()) == 48
     assert scores["before"]["n"] == scores["after"]["n"] == 24
@@ -77,7 +73,7 @@ def test_a_run_holds_what_it_says(done: Path, clip_base: Path) -> None:
         assert line["text"] == line["label"] == max(shares, key=shares.get)
         assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
     page = (done / "report.html").read_text()
-    assert "clip_emotion" in page and "image: lora" in page
+    assert "clip_emotion" in page and "image_tower: lora" in page
 
 
 def test_the_same_command_again_changes_nothing(done: Path, finetune: Finetune) -> None:
@@ -90,7 +86,7 @@ def test_the_same_command_again_changes_nothing(done: Path, finetune: Finetune) 
 def test_resumed_is_uninterrupted(augment: str, finetune: Finetune, tmp_path: Path) -> None:
     whole = finetune(tmp_path / "whole", augment=augment)
     broken = tmp_path / "broken"
-    finetune(broken, augment=augment)
+    shutil.copytree(whole, broken)
     # As if killed after the second checkpoint of three.
     for name in ("report.html", "metrics.json", "predictions.jsonl", WEIGHTS, manifest.FILENAME):
         (broken / name).unlink()
@@ -142,8 +138,8 @@ def test_evaluated_later_it_scores_the_same(done: Path, tmp_path: Path) -> None:
     out = tmp_path / "eval"
     words = ["--benchmark", "synth", "--model", str(done), "--n", "24", "--output_dir", str(out)]
     assert evaluate([*words, "--scoring", "both"]) == 0
-    scores = json.loads((out / "metrics.json").read_text())
-    after = json.loads((done / "metrics.json").read_text())["after"]
+    scores = read_metrics(out)
+    after = read_metrics(done)["after"]
     for name in ("accuracy", "uar", "f1_macro"):
         assert scores["emotion"][name] == after["emotion"][name]
     readings = scores["emotion"]["readings"]
@@ -200,7 +196,7 @@ def test_the_predictor_takes_clips(clips_run: Path) -> None:
 def test_a_video_is_answered_by_the_command(
     clips_run: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from videos import write
+    from helpers.videos import write
 
     path = tmp_path / "clip.mp4"
     write(path, 20, size=(96, 96))
@@ -228,7 +224,7 @@ def test_a_video_is_answered_by_the_command(
             "milestones": "1",
             "epochs": 2,
         },
-        {"head": "linear", "margins": "ldam", "class_weights": "effective"},
+        {"head": "linear", "margins": "ldam", "label_weight_power": 0.5},
         {"affect": "graph", "label_smoothing": 0.0},
         {"prompt": "clip_signs_contrast", "negative_weight": 0.3, "text_tower": "frozen"},
     ],
@@ -273,7 +269,7 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
         text_tower="frozen",
         head="linear",
     )
-    scores = json.loads((run_dir / "metrics.json").read_text())
+    scores = read_metrics(run_dir)
     assert scores["after"]["labels"]["map"] > scores["before"]["labels"]["map"]
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     # The second and the third person are in one picture of a single colour.
@@ -286,7 +282,7 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
 
 def test_wise_alpha_is_chosen_on_held_out_people(finetune: Finetune, tmp_path: Path) -> None:
     run_dir = finetune(tmp_path / "run", n_eval=8, validation_share=0.3, wise_ft_alpha="auto")
-    found = json.loads((run_dir / "metrics.json").read_text())["train"]
+    found = read_metrics(run_dir)["train"]
     assert found["n"] < 48
     best = max(found["wise"]["uar"].values())
     assert found["wise"]["uar"][f"{found['wise']['alpha']:g}"] == best
@@ -342,26 +338,10 @@ def test_what_does_not_fit_is_refused(done: Path, finetune: Finetune, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def captions(clip_base: Path) -> Any:
-    main = load_script("recipes/clip_captions.py").main
-
-    def run(output_dir: Path, **changes: object) -> Path:
-        words: dict[str, object] = {
-            "base_model": clip_base,
-            "output_dir": output_dir,
-            "n_train": 32,
-            "n_probe": 40,
-            "epochs": 2,
-            "batch_size": 16,
-            "logging_steps": 1,
-            "save_steps": 1,
-            "warmup_steps": 0,
-            "dataset_options": "{}",
-        } | changes
-        assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
-        return output_dir
-
-    return run
+def captions(clip_base: Path) -> Finetune:
+    """recipes/clip_captions.py on 32 rendered faces."""
+    fixed = {"n_train": 32, "n_probe": 40, "epochs": 2, "save_steps": 1, "dataset_options": "{}"}
+    return starter("clip_captions", clip_base, **fixed)
 
 
 @pytest.mark.parametrize("policy", ["full", "lora"])
@@ -369,7 +349,7 @@ def test_captions_train_both_towers_and_resume(
     policy: str, captions: Finetune, clip_base: Path, tmp_path: Path
 ) -> None:
     whole = captions(tmp_path / "whole", image_tower=policy, text_tower=policy)
-    scores = json.loads((whole / "metrics.json").read_text())
+    scores = read_metrics(whole)
     assert scores["train"]["steps"] == 4 and scores["train"]["captions"] > 32
     assert set(scores["probes"]["after"]) == {"gender", "age_group", "race", "emotion", "au"}
     ours = model.load_clip(whole).model.state_dict()
@@ -378,7 +358,8 @@ def test_captions_train_both_towers_and_resume(
     for tower in ("visual.", "transformer."):
         changed = [n for n in ours if n.startswith(tower) and not torch.equal(ours[n], base[n])]
         assert changed
-    broken = captions(tmp_path / "broken", image_tower=policy, text_tower=policy)
+    broken = tmp_path / "broken"  # the same run, stopped after its third step
+    shutil.copytree(whole, broken)
     for name in ("metrics.json", model.WEIGHTS, model.CONFIG, "checkpoints/checkpoint-4/complete"):
         (broken / name).unlink()
     captions(broken, image_tower=policy, text_tower=policy)

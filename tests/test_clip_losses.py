@@ -57,11 +57,18 @@ def test_label_loss_is_torchs_with_its_options() -> None:
     logits, truth = torch.randn(9, 4), torch.randint(4, (9,))
     weights = torch.tensor([1.0, 2.0, 0.5, 0.5])
     ours = losses.label_loss(logits, truth, scale=3.0, smoothing=0.1, weights=weights)
-    assert torch.allclose(
-        ours, F.cross_entropy(logits * 3, truth, weight=weights, label_smoothing=0.1)
-    )
+    options = {"weight": weights, "label_smoothing": 0.1}
+    each = F.cross_entropy(logits * 3, truth, reduction="none", **options)  # type: ignore[arg-type]
+    assert torch.allclose(ours, each.mean())  # not divided by the sum of the batch's weights
+    one_hot = F.one_hot(truth, 4).float()
+    for some in (None, weights):
+        hard, soft = (losses.label_loss(logits, x, weights=some) for x in (truth, one_hot))
+        assert torch.allclose(hard, soft)
+    shares = torch.rand(9, 4).softmax(1)
+    expected = -(shares * (logits * 3).log_softmax(1)).sum(1).mean()
+    assert torch.allclose(losses.label_loss(logits, shares, scale=3.0), expected)
     several = (torch.rand(9, 4) < 0.5).float()
-    ours = losses.label_loss(logits, several, scale=2.0)
+    ours = losses.multilabel_loss(logits, several, scale=2.0)
     assert torch.allclose(ours, F.binary_cross_entropy_with_logits(logits * 2, several))
 
 
@@ -78,18 +85,14 @@ def test_margins_make_the_true_label_harder() -> None:
     assert ours > losses.label_loss(logits, truth, scale=7.0)
 
 
-@pytest.mark.parametrize("kind", ["balanced", "effective"])
-def test_class_weights_favour_the_rare(kind: str) -> None:
-    weights = losses.class_weights([100, 10, 0], kind)
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_label_weights_favour_the_rare(power: float) -> None:
+    weights = losses.label_weights([100, 10, 0], power)
     assert weights is not None
     assert weights[1] > weights[0] > 0 and weights[2] == 0
-    assert float(weights.sum()) == pytest.approx(2)
-    if kind == "balanced":
-        assert float(weights[1] / weights[0]) == pytest.approx(10)
-    else:
-        expected = (1 - losses.EFFECTIVE_BETA**100) / (1 - losses.EFFECTIVE_BETA**10)
-        assert float(weights[1] / weights[0]) == pytest.approx(expected)
-    assert losses.class_weights([1, 2], "none") is None
+    assert float(weights @ torch.tensor([100.0, 10, 0])) == pytest.approx(110)
+    assert float(weights[1] / weights[0]) == pytest.approx(10**power)
+    assert losses.label_weights([1, 2], 0) is None
 
 
 # --- changes of pictures --------------------------------------------------------------------------
@@ -131,7 +134,7 @@ def _gradients(kind: str, rows: slice) -> dict[str, torch.Tensor]:
     affects[[0, 1, 2, 6]] = torch.nan
     labels = torch.tensor([0, 0, 1, 0, 2, 1, 1, 3])
     seen = image(pictures[rows])
-    weights = losses.class_weights([3, 3, 1, 1], "balanced")
+    weights = losses.label_weights([3, 3, 1, 1], 1)
     if kind == "captions":
         said = text(words[rows])
         joined = losses.of_all_processes(seen, said, labels[rows])
@@ -140,7 +143,10 @@ def _gradients(kind: str, rows: slice) -> dict[str, torch.Tensor]:
         loss = losses.affect_loss(seen[:, :2] * scale, affects[rows])
     elif kind == "several":
         goal = torch.nn.functional.one_hot(labels, 4).float()[rows]
-        loss = losses.label_loss(seen, goal, scale=scale, weights=weights)
+        loss = losses.multilabel_loss(seen, goal, scale=scale, weights=weights)
+    elif kind == "soft":
+        shares = torch.nn.functional.one_hot(labels, 4).float()[rows] * 0.6 + 0.1
+        loss = losses.label_loss(seen, shares, scale=scale, weights=weights)
     else:
         smoothing = 0.1 if kind == "smoothed" else 0.0
         own = None if kind == "plain" else weights
@@ -151,7 +157,7 @@ def _gradients(kind: str, rows: slice) -> dict[str, torch.Tensor]:
     return found | {"loss": loss.detach()}
 
 
-KINDS = ("plain", "weighted", "smoothed", "several", "affect", "captions")
+KINDS = ("plain", "weighted", "smoothed", "soft", "several", "affect", "captions")
 
 
 def _in_process(rank: int, folder: str) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from helpers.samples import rows as face_rows
 from PIL import Image
-from samples import rows as face_rows
 
 from vlmface import facs, label_spaces, label_texts
 from vlmface.clip import model, tiny_clip
@@ -59,7 +59,7 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> model.Clip:
 
 
 def test_the_tower_is_that_of_vlmface_tiny(clip: model.Clip) -> None:
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     from vlmface import manifest
 

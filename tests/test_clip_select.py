@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from clip_rows import picture, rows_of
+from helpers.clip_rows import picture, rows_of
 
 from vlmface import label_texts
 from vlmface.clip import checkpoint, tiny_clip
@@ -78,7 +78,7 @@ def whole(tmp_path_factory, rows):
     checkpoints."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlmface.train.clip.trainer.KEPT", None)
+        patch.setattr("vlmface.train.trainer.KEPT", 1000)
         return folder, *trained_run(chosen(folder), *rows)
 
 

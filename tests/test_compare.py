@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
+from helpers.fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
+from helpers.run_files import read_metrics
 from scipy.stats import binomtest
 
 from vlmface.cli import main
@@ -106,7 +107,7 @@ def test_what_cannot_be_compared(folders: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics\.json' is damaged"):
         compare.read(folders[1])
     other = run_folder(tmp_path / "other", 0.5, 1)
-    scores = json.loads((other / "metrics.json").read_text())
+    scores = read_metrics(other)
     scores["after"]["benchmark"] = "rafdb"
     (other / "metrics.json").write_text(json.dumps(scores))
     with pytest.raises(UserError, match="scored with benchmark 'synth', other with 'rafdb'"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 from test_ranges import SETTINGS as ALL_SETTINGS
 
 from vlmface.errors import UserError
@@ -103,7 +103,7 @@ def test_what_is_missing_or_odd_is_an_error(tmp_path: Path) -> None:
         parse(tmp_path, "name: a", "rate", "1")
     with pytest.raises(UserError, match="'rate' twice"):
         parse(tmp_path, "name: a\nrate: 1\nrate: 2")
-    with pytest.raises(UserError, match="is not a list of"):
+    with pytest.raises(UserError, match="is not a YAML mapping"):
         parse(tmp_path, "just text")
     with pytest.raises(UserError, match="cannot read"):
         parse(tmp_path, "name: [")
@@ -252,7 +252,7 @@ def test_comments_are_the_help_texts(path: Path) -> None:
         assert commented >= set(config.read_yaml(path)) - {"limitations"}
 
 
-# Settings whose options argparse explains, in vlmface/rationale/cli.py and vlmface/cli.py.
+# Settings whose options argparse explains, in vlmface/rationale/cli.py and vlmface/cli/.
 SETTINGS = {k: v for k, v in ALL_SETTINGS.items() if k not in ("rationale", "gateway", "lmms_eval")}
 
 

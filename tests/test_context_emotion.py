@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from fake_teacher import FakeTeacher, Reply
+from helpers.fake_teacher import FakeTeacher, Reply
+from helpers.run_files import read_metrics
+from helpers.samples import picture
+from helpers.scripts import load_script, to_argv
 from miniatures import emotic, raer
 from safetensors.torch import load_file
-from samples import load_script, picture
 
 from vlmface import benchmarks, manifest
 from vlmface.data import crops, row_images
@@ -65,7 +67,7 @@ def recipe(base: Path, root: Path) -> Recipe:
             "logging_steps": 1,
             "save_steps": 2,
         }
-        argv = [w for k, v in (fixed | words).items() for w in (f"--{k}", str(v))]
+        argv = to_argv(fixed | words)
         return main(argv)
 
     return run
@@ -89,7 +91,7 @@ def test_what_a_run_leaves_behind(run_dir: Path) -> None:
         [{"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "view": "face_boxed"}]
     )
     assert prompt.id == "context_both_masked" and prompt.images == 2
-    scores = json.loads((run_dir / "metrics.json").read_text())
+    scores = read_metrics(run_dir)
     assert scores["after"]["scoring"] == "likelihood" and scores["train"]["n"] == 5
     assert scores["after"]["attributes"]["context"]["n"] == 2
     lines = answering.read_lines(run_dir / "predictions.jsonl")
@@ -267,13 +269,13 @@ def test_person_context_and_both_with_several_labels(
         "views": "[{size: 32, view: person}, {size: 32, view: face_boxed}]",
     }
     main = load_script("recipes/context_emotion.py").main
-    assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+    assert main(to_argv(words)) == 0
     asked = {arm: manifest.load(tmp_path / "run" / arm)[1][0] for arm in ("face", "scene", "both")}
     assert [one.id for one in asked.values()] == ["emotic_person", "emotic_scene", "emotic_both"]
     assert all(one.format == "labels" for one in asked.values())
     table = (tmp_path / "run" / "ablation.md").read_text()
     assert "| shown | mAP | Jaccard index |" in table and "McNemar" not in table
-    scores = json.loads((tmp_path / "run" / "both" / "metrics.json").read_text())["after"]
+    scores = read_metrics(tmp_path / "run" / "both")["after"]
     block = scores["labels"]
     assert "2 annotated faces: too few" in block["no_ci95"]
     assert f"| both | {100 * block['map']:.1f} |" in table
@@ -371,7 +373,7 @@ def test_grpo_goes_on_with_several_pictures(
         "gradient_checkpointing": str(how == "checkpointing").lower(),
     }
     main = load_script("recipes/grpo.py").main
-    assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+    assert main(to_argv(words)) == 0
     found, (prompt,) = manifest.load(tmp_path / "grpo")
     assert prompt.images == 2 and len(crops.parse_views(found.views)) == 2
     for line in (tmp_path / "grpo" / "log.jsonl").read_text().splitlines():

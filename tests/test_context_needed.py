@@ -3,11 +3,11 @@ one of them fails, and one that is shown both does not."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from samples import load_script
+from helpers.run_files import read_metrics
+from helpers.scripts import load_script
 
 
 @pytest.mark.slow
@@ -17,9 +17,7 @@ def test_face_and_context_are_both_needed(model: str, tmp_path: Path) -> None:
     words = ["--model", model, "--ablation", "true", "--output_dir", str(tmp_path)]
     assert main(words) == 0
     scores = {
-        arm: json.loads((tmp_path / arm / "metrics.json").read_text())["after"]["attributes"][
-            "context"
-        ]
+        arm: read_metrics(tmp_path / arm)["after"]["attributes"]["context"]
         for arm in ("face", "scene", "both")
     }
     low, _ = scores["both"]["ci95"]["accuracy"]

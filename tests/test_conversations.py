@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import llava
+from helpers.checkpoints import llava
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures import face
 from miniatures.llava_json import talk
 from miniatures.records import write_json, write_lines
-from test_encode import decode, published  # noqa: F401
 
 from vlmface import data, encode, prompts
 from vlmface.data.conversations import read_conversation
 from vlmface.data.records import Record
 from vlmface.errors import UserError
 from vlmface.train.rows import _with_blocks, encode_rows
+
+
+def decode(processor: Any, ids: Any) -> str:
+    return processor.tokenizer.decode([i for i in ids if i >= 0])
+
 
 ASKED = [
     {"role": "system", "content": "Be brief."},
@@ -226,7 +230,7 @@ def test_every_answer_and_its_end_is_trained_on(processor: Any) -> None:
     assert row["input_ids"][: len(served)] == served
 
 
-def test_a_template_without_the_end_of_answers_gives_a_row_for_each(published: Any) -> None:  # noqa: F811
+def test_a_template_without_the_end_of_answers_gives_a_row_for_each(published: Any) -> None:
     talked = blocks([ASKED[1], ASKED[2], {"role": "user", "content": "Why?"}, ASKED[4]])
     rows = encode.encode_conversation(published, llava, talked)
     assert [decode(published, row["labels"]) for row in rows] == [

@@ -22,8 +22,9 @@ import torch
 from PIL import Image
 
 from vlmface.data import crop_cache, crops, sources
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.row_images import open_row_image
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 
 CROP = crops.View(size=16)

@@ -33,7 +33,7 @@ def test_expressions_go_with_the_frame_of_their_line(tmp_path):
     assert rows["subject"] == ["1-30"] * 4 + ["video5_left"] * 3
     assert rows["id"][1] == "affwild2-1-30-00003"
     assert rows[0]["image"].size == (112, 112)
-    found = data.dataset_module("affwild2").read(tmp_path, "train")
+    found = data.read("affwild2", tmp_path, "train")
     assert image_names(found) == [
         "1-30/00001.jpg",
         "1-30/00003.jpg",
@@ -49,7 +49,7 @@ def test_expressions_go_with_the_frame_of_their_line(tmp_path):
 
 def test_every_nth_frame(tmp_path):
     affwild2.write(tmp_path)
-    rows = data.dataset_module("affwild2").read(tmp_path, "train", every=2)
+    rows = data.read("affwild2", tmp_path, "train", every=2)
     assert image_names(rows) == [
         "1-30/00001.jpg",
         "1-30/00003.jpg",
@@ -65,7 +65,7 @@ def test_valence_and_arousal(tmp_path):
     assert rows["valence"] == [0.5, -1, 0]
     assert rows["arousal"] == [-0.25, 1, 0]
     assert rows["emotion"] == [None] * 3
-    found = data.dataset_module("affwild2").read(tmp_path, "train", track="va")
+    found = data.read("affwild2", tmp_path, "train", track="va")
     assert found.skipped == {"not annotated": ["1-30/00003"], "no face image": ["1-30/00002"]}
     # A copy that marks them by another number: -5 would be a label then, and is refused.
     with pytest.raises(UserError, match="'valence' is -5"):
@@ -82,7 +82,7 @@ def test_action_units_are_those_of_the_header(tmp_path):
     assert [unit["au"] for unit in rows[1]["aus"]] == [n for n in coded if n != 25]
     assert [unit["au"] for unit in rows[1]["aus"] if unit["present"]] == [26]
     assert rows[0]["aus"][0]["intensity"] is None
-    found = data.dataset_module("affwild2").read(tmp_path, "train", track="au")
+    found = data.read("affwild2", tmp_path, "train", track="au")
     assert found.skipped == {"not annotated": ["1-30/00003"], "no face image": ["1-30/00002"]}
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from samples import load_script
+from helpers.run_files import read_metrics
+from helpers.scripts import load_script
 
 from vlmface import data
+from vlmface.data.dataset_rows import with_still_images
 from vlmface.data.row_images import open_row_image
-from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample, features
 
@@ -99,11 +100,11 @@ def test_the_recipe_trains_on_it_and_the_run_is_evaluated_on_it(name, tmp_path, 
             sft_cot(tmp_path / "run", *words)
         return
     assert sft_cot(tmp_path / "run", *words) == 0
-    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
+    scores = read_metrics(tmp_path / "run")["after"]
     assert scores["n"] == len(rows)
     where = ["--dataset_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "again")]
     evaluate = load_script("eval/run.py").main
     assert evaluate(["--benchmark", str(benchmark), "--model", str(tmp_path / "run"), *where]) == 0
-    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    again = read_metrics(tmp_path / "again")
     block = "emotion" if field == "emotion" else "attributes"
     assert again[block] == scores[block]

@@ -66,10 +66,10 @@ def test_folds_share_nobody_and_test_everybody_once(tmp_path):
 def test_coded_frames_without_an_image_are_counted(tmp_path):
     bp4d.write(tmp_path)
     (tmp_path / "Sequences(2D+3D)" / "F004" / "T8" / "2441.jpg").unlink()
-    rows = adapter.read(tmp_path, "test", **T)
+    rows = data.read("bp4d", tmp_path, "test", **T)
     assert rows.skipped == {"coded frame without an image": ["F004 T8 frame 2441"]}
     assert len(rows) == 13 * 2 * 2 - 1
-    shifted = adapter.read(tmp_path, "test", offset=1, **T)  # images counted from one more
+    shifted = data.read("bp4d", tmp_path, "test", offset=1, **T)  # images counted from one more
     assert shifted.columns["id"][0] == "bp4d-F004-T1-2440"
     assert shifted.columns["image"][0].endswith("2441.jpg")
 

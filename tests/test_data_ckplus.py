@@ -34,7 +34,7 @@ def test_the_peak_of_every_labelled_sequence(tmp_path, names):
     assert labels(rows) == LABELS
     assert rows["subject"] == [stem[:4] for stem in LABELS]
     assert rows[0]["image"].size == (48, 48)
-    assert adapter.read(tmp_path, "all").skipped == {"no emotion label": ["S010/004"]}
+    assert data.read("ckplus", tmp_path, "all").skipped == {"no emotion label": ["S010/004"]}
 
 
 def test_grade_zero_is_seen_but_not_graded(tmp_path):
@@ -123,7 +123,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
         data.load("ckplus", tmp_path, "all")
     for path in (tmp_path / "cohn-kanade-images/S005/001").glob("*.png"):
         path.unlink()
-    assert adapter.read(tmp_path, "all").skipped["no frames"] == ["S005/001"]
+    assert data.read("ckplus", tmp_path, "all").skipped["no frames"] == ["S005/001"]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from PIL import Image
 from vlmface import benchmarks, data, manifest
 from vlmface.cli import main
 from vlmface.data import crop_cache, crops, detect
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.row_images import open_row_image
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.infer.local import LocalModel

@@ -79,12 +79,14 @@ def test_each_frame_gets_its_own_labels_however_frames_are_named(tmp_path, name,
 def test_frames_that_lack_are_counted(tmp_path):
     disfa.write(tmp_path)
     face(tmp_path / "Images" / "SN002" / "3.png", 0)  # the labels end with frame 3, here 2.png
-    rows = adapter.read(tmp_path, "train")
+    rows = data.read("disfa", tmp_path, "train")
     assert len(rows) == 18 * 3 - 1
     assert rows.skipped["frame that was not extracted"] == ["SN001 frame 2"]
     assert [path[-11:] for path in rows.skipped["frame without a label"]] == ["SN002/3.png"]
     assert "disfa-SN001-00002" not in rows.columns["id"]
-    from_one = adapter.read(tmp_path, "train", first_frame=1)  # 0.png would be before the first
+    from_one = data.read(
+        "disfa", tmp_path, "train", first_frame=1
+    )  # 0.png would be before the first
     assert "SN002 frame 3" not in from_one.skipped["frame that was not extracted"]
     assert "SN006 frame 3" in from_one.skipped["frame that was not extracted"]
 

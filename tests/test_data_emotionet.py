@@ -41,8 +41,8 @@ def test_other_aus_and_other_headers(tmp_path):
         data.load("emotionet", tmp_path, labels="other.csv")
     empty = "," * (len(emotionet.UNITS) + 1)
     text(tmp_path / "other.csv", header.replace("'AU ", '"AU').replace("'", '"'), *lines[:2], empty)
-    rows = adapter.read(tmp_path, "train", labels="other.csv", aus=[3, 12])
-    more = adapter.read(tmp_path, "test", labels="other.csv", aus=[3, 12])
+    rows = data.read("emotionet", tmp_path, "train", labels="other.csv", aus=[3, 12])
+    more = data.read("emotionet", tmp_path, "test", labels="other.csv", aus=[3, 12])
     assert len(rows) + len(more) == 2
     assert rows.skipped == {"line without a URL": ["line 4"]}
 

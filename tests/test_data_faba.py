@@ -6,17 +6,10 @@ import json
 
 import pytest
 from miniatures import faba
-from miniatures.records import write_json
+from miniatures.records import presence, write_json
 
 from vlmface import data
 from vlmface.errors import UserError
-
-
-def aus(rows):
-    return [
-        None if row is None else {unit["au"]: unit["present"] for unit in row}
-        for row in rows["aus"]
-    ]
 
 
 def test_training_texts_are_rationales_and_no_labels(tmp_path):
@@ -48,9 +41,9 @@ def test_test_labels_are_codes_or_words(tmp_path):
 def test_aus_are_those_listed_and_the_rest_is_unknown_or_absent(tmp_path):
     faba.write(tmp_path)
     rows = data.load("faba", tmp_path, "test", task="au")
-    assert aus(rows) == [{4: True, 9: True, 15: True}, None, {43: True}]
+    assert presence(rows) == [{4: True, 9: True, 15: True}, None, {43: True}]
     rows = data.load("faba", tmp_path, "test", task="au", au_set=[4, 12])
-    assert aus(rows) == [
+    assert presence(rows) == [
         {4: True, 9: True, 12: False, 15: True},
         {4: False, 12: False},
         {4: False, 12: False, 43: True},

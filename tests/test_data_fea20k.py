@@ -7,7 +7,7 @@ import json
 
 import pytest
 from miniatures import fea20k, text
-from miniatures.records import write_lines
+from miniatures.records import presence, write_lines
 
 from vlmface import data, prompts
 from vlmface.errors import UserError
@@ -16,19 +16,12 @@ from vlmface.schema import FaceSample
 IDS = ["FABA-001", "FABA-002", "FABA-004", "FABA-005", "FER2013-001", "FER2013-002"]
 
 
-def aus(rows):
-    return [
-        None if row is None else {unit["au"]: unit["present"] for unit in row}
-        for row in rows["aus"]
-    ]
-
-
 def test_stage_1_alone_is_the_training_set_and_only_what_is_said_is_annotated(tmp_path):
     fea20k.write(tmp_path)
     rows = data.load("fea20k", tmp_path)
     assert rows["id"] == [f"fea20k-{name}" for name in IDS]
     assert rows["emotion"] == ["anger", "happiness", None, None, "surprise", "happiness"]
-    assert aus(rows) == [{4: True, 23: True}, {12: True}, None, {6: True}, None, None]
+    assert presence(rows) == [{4: True, 23: True}, {12: True}, None, {6: True}, None, None]
     assert rows["rationale"] == [
         "The brows are drawn together (AU4).",
         "The lip corners are pulled up.",
@@ -56,7 +49,7 @@ def test_stage_1_alone_is_the_training_set_and_only_what_is_said_is_annotated(tm
     }
     assert meta[5]["prompt"] == ""
     test = data.load("fea20k", tmp_path, "test")
-    assert (test["emotion"], aus(test)) == (["neutral"], [{43: True}])
+    assert (test["emotion"], presence(test)) == (["neutral"], [{43: True}])
 
 
 def test_what_is_skipped_is_listed(tmp_path):
@@ -71,7 +64,7 @@ def test_what_is_skipped_is_listed(tmp_path):
 def test_an_au_set_makes_the_rest_absent_only_where_aus_were_coded(tmp_path):
     fea20k.write(tmp_path)
     rows = data.load("fea20k", tmp_path, au_set=["AU4", 12])
-    assert aus(rows) == [
+    assert presence(rows) == [
         {4: True, 12: False, 23: True},
         {4: False, 12: True},
         {4: False, 12: False},

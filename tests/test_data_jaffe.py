@@ -9,15 +9,9 @@ from vlmface import data
 from vlmface.data.adapters import jaffe as adapter
 from vlmface.errors import UserError
 
-WORDS = {
-    "AN": "anger",
-    "DI": "disgust",
-    "FE": "fear",
-    "HA": "happiness",
-    "NE": "neutral",
-    "SA": "sadness",
-    "SU": "surprise",
-}
+CODES = ("AN", "DI", "FE", "HA", "NE", "SA", "SU")
+EMOTIONS = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+WORDS = dict(zip(CODES, EMOTIONS, strict=True))
 
 
 def test_every_label(tmp_path):

@@ -26,7 +26,7 @@ def test_the_first_pair_of_each_record_is_a_row(tmp_path):
         {"answer": None, "prompt": "Is she happy?", "source_id": "000000033471"},
         {"answer": None, "prompt": "", "source_id": None},
     ]
-    found = data.read("llava_json", tmp_path)
+    found = data.read("llava_json", tmp_path, "train")
     path = tmp_path / "train.json"
     assert found.skipped == {
         "no image": [f"{path}, record 3"],

@@ -44,7 +44,7 @@ def test_numbers_mean_what_their_order_says(tmp_path, order, first, three):
 def test_face_crops_are_preferred(tmp_path):
     mafw.write(tmp_path)
     mafw.clip(tmp_path / "data" / "faces" / "00101", ["1.jpg"])
-    rows = data.dataset_module("mafw").read(tmp_path, "test", num_frames=1)
+    rows = data.read("mafw", tmp_path, "test", num_frames=1)
     assert rows.columns["frames"] == [[str(tmp_path / "data" / "faces" / "00101" / "1.jpg")]]
     assert len(rows.skipped["no folder of frames"]) == 1
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import yaml
+from helpers.run_files import read_metrics
 from miniatures import affectnet, rafdb
 
 from vlmface import data
@@ -198,5 +199,5 @@ def test_the_recipe_trains_on_a_mixture_and_its_manifest_knows_it(folder, sft_co
     rows = data.load(str(path))
     manifest = json.loads((tmp_path / "run" / "vlmface.json").read_text())
     assert manifest["dataset"]["fingerprint"] == data.fingerprint(rows)
-    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    scores = read_metrics(tmp_path / "run")
     assert scores["train"]["skipped"] == {"no_aus": 7}  # of RAF-DB, which annotates none

@@ -8,7 +8,6 @@ import pytest
 from miniatures import rafau, text
 
 from vlmface import data
-from vlmface.data.adapters import rafau as adapter
 from vlmface.errors import UserError
 
 
@@ -58,12 +57,14 @@ def test_the_drawn_split_is_a_partition_and_does_not_move(tmp_path):
     rafau.write(tmp_path)
     stems = [f"{i:04d}" for i in range(400)]
     text(tmp_path / "RAFAU_label.txt", *[f"{stem}.jpg 4" for stem in stems])
-    train = adapter.read(tmp_path, "train").columns["id"]
-    test = adapter.read(tmp_path, "test").columns["id"]
+    train = data.read("rafau", tmp_path, "train").columns["id"]
+    test = data.read("rafau", tmp_path, "test").columns["id"]
     assert sorted(train + test) == [f"rafau-{stem}" for stem in stems]
     assert 50 < len(test) < 110
     text(tmp_path / "RAFAU_label.txt", *[f"{stem}.jpg 4" for stem in stems[:200]])
-    assert adapter.read(tmp_path, "test").columns["id"] == [i for i in test if i < "rafau-0200"]
+    assert data.read("rafau", tmp_path, "test").columns["id"] == [
+        i for i in test if i < "rafau-0200"
+    ]
 
 
 def test_what_is_wrong_with_a_copy_is_named(tmp_path):
@@ -71,7 +72,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     text(
         tmp_path / "RAFAU_label.txt", "0001.jpg 1+4", "0002.jpg 1+X4", "0003.jpg", "0004.jpg 99", ""
     )
-    assert adapter.read(tmp_path, "train").skipped == {
+    assert data.read("rafau", tmp_path, "train").skipped == {
         "malformed line": [
             "RAFAU_label.txt:2: 0002.jpg 1+X4",
             "RAFAU_label.txt:3: 0003.jpg",

@@ -15,15 +15,8 @@ def test_labels_and_images_with_and_without_the_suffix(tmp_path, suffix):
     rafdb.write(tmp_path, suffix)
     rows = data.load("rafdb", tmp_path)
     assert rows["id"][0] == "rafdb-train_00001"
-    assert rows["emotion"] == [
-        "sadness",
-        "surprise",
-        "fear",
-        "disgust",
-        "happiness",
-        "anger",
-        "neutral",
-    ]
+    labels = "sadness surprise fear disgust happiness anger neutral"
+    assert " ".join(rows["emotion"]) == labels
     assert rows[0]["image"].size == (100, 100)
     assert data.load("rafdb", tmp_path, "test")["emotion"] == ["anger", "neutral"]
 

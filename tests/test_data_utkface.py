@@ -9,17 +9,10 @@ from vlmface import data
 from vlmface.data.adapters import utkface as adapter
 from vlmface.errors import UserError
 
-EXPECTED = {
-    1: ("male", "Asian"),
-    26: ("female", "White"),
-    35: ("female", "Black"),
-    61: ("male", "Indian"),
-    90: ("female", "Others"),
-    116: ("female", "White"),
-    24: ("male", "Black"),
-    8: ("male", "White"),
-    45: ("male", "Asian"),
-}
+MEN = {1: "Asian", 61: "Indian", 24: "Black", 8: "White", 45: "Asian"}
+WOMEN = {26: "White", 35: "Black", 90: "Others", 116: "White"}
+EXPECTED = {age: ("male", race) for age, race in MEN.items()}
+EXPECTED |= {age: ("female", race) for age, race in WOMEN.items()}
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers.scripts import load_script
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from samples import load_script
 
 from vlmface import answers, benchmarks, data, label_spaces, manifest, prompts
 from vlmface.cli import main

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints import llava
-from conftest import Recipe
-from samples import ROOT, picture, samples
-from trainers import contents
+from helpers.checkpoints import llava
+from helpers.run_files import contents, read_metrics, training_log
+from helpers.samples import picture, samples
+from helpers.scripts import ROOT, Recipe, environment, launcher, to_argv
+from helpers.training import sft_settings
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
@@ -32,6 +33,8 @@ from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
 
+pytestmark = pytest.mark.distributed
+FAULTY = "tests/distributed/faulty_sft.py"
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 FULL = ("--vision_tower", "full", "--projector", "full", "--language_model", "full")
 LORA = (
@@ -57,9 +60,11 @@ SHORT = {
     "save_steps": 2,
     "max_new_tokens": 4,
 }
-WORDS = tuple(word for name, value in SHORT.items() for word in (f"--{name}", str(value)))
+WORDS = tuple(to_argv(SHORT))
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
+Words = tuple[str, ...]
+Runs = dict[Words, Path]
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +75,17 @@ def launch(base: Path) -> Launch:
         config: str, output_dir: Path, *words: str, script: str = "recipes/sft_cot.py", **env: str
     ) -> subprocess.CompletedProcess[str]:
         command = [
-            *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
-            *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
-            *("--num_processes", "2", "--main_process_port", "0"),
+            *launcher(config),
             *(str(ROOT / script), "--base_model", str(base), "--output_dir", str(output_dir)),
             *("--batch_size", "4", *WORDS, *words),
         ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=600, check=False
+            command,
+            env=environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
 
     return start
@@ -91,11 +96,11 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> None:
 
 
 def log(folder: Path, name: str) -> list[float]:
-    return [json.loads(line)[name] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in training_log(folder)]
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metrics.json").read_text())["train"]
+    return read_metrics(folder)["train"]
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -130,7 +135,7 @@ def agree(found: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+def alone(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The same runs in one process with twice the batch."""
     folder = tmp_path_factory.mktemp("alone")
     runs = {FULL: folder / "full", LORA: folder / "lora"}
@@ -163,11 +168,7 @@ def test_all_configurations_are_there() -> None:
 @pytest.mark.parametrize("config", ["ddp", "zero2", "zero3"])
 @pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
 def test_two_processes_train_as_one_does(
-    config: str,
-    words: tuple[str, ...],
-    launch: Launch,
-    alone: dict[tuple[str, ...], Path],
-    tmp_path: Path,
+    config: str, words: Words, launch: Launch, alone: Runs, tmp_path: Path
 ) -> None:
     succeeded(launch(config, tmp_path, *words))
     agree(tmp_path, alone[words])
@@ -179,9 +180,9 @@ def test_two_processes_train_as_one_does(
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
 def test_fsdp2_trains_as_one_process_does(
-    words: tuple[str, ...], launch: Launch, alone: dict[tuple[str, ...], Path], tmp_path: Path
+    words: Words, launch: Launch, alone: Runs, tmp_path: Path
 ) -> None:
-    succeeded(launch("fsdp2", tmp_path, *words, script="tests/launched.py", FSDP_ON_CPU="1"))
+    succeeded(launch("fsdp2", tmp_path, *words, script=FAULTY, FSDP_ON_CPU="1"))
     agree(tmp_path, alone[words])
     assert (tmp_path / "checkpoints" / "checkpoint-4" / "pytorch_model_fsdp.bin").exists()
 
@@ -215,6 +216,49 @@ def test_nf4_in_two_processes(config: str, launch: Launch, sft_cot: Recipe, tmp_
     agree(tmp_path / "two", tmp_path / "one")
 
 
+# --- validation -----------------------------------------------------------------------------------
+
+VALIDATION = (
+    *("--eval_steps", "1", "--eval_generate_steps", "2", "--validation_split", "validation"),
+    *("--n_validation", "5", "--n_generate", "3", "--metric_for_best_model", "accuracy"),
+)
+
+
+@pytest.fixture(scope="module")
+def validated(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs in one process. All answers are cut off and wrong, so the first evaluation of answers,
+    after half of the steps, is the best."""
+    folder = tmp_path_factory.mktemp("validated")
+    runs = {FULL: folder / "full", LORA: folder / "lora"}
+    for words, path in runs.items():
+        assert sft_cot(path, "--batch_size", "8", *WORDS, *words, *VALIDATION) == 0
+        assert trained(path)["best"]["step"] == 2
+    return runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
+def test_two_processes_validate_as_one_does(
+    config: str,
+    words: Words,
+    launch: Launch,
+    validated: Runs,
+    tmp_path: Path,
+) -> None:
+    env = {"script": FAULTY, "FSDP_ON_CPU": "1"} if config == "fsdp2" else {}
+    succeeded(launch(config, tmp_path, *words, *VALIDATION, **env))
+    alone = validated[words]
+    for found, expected in zip(training_log(tmp_path), training_log(alone), strict=True):
+        assert found.keys() == expected.keys()
+        for name in expected.keys() - {"elapsed_s", "grad_norm"}:
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-3), name
+    assert trained(tmp_path)["best"]["step"] == trained(alone)["best"]["step"]
+    mine, theirs = weights(tmp_path), weights(alone)
+    assert mine.keys() == theirs.keys()
+    assert max((mine[name] - theirs[name]).abs().max().item() for name in mine) < 1e-3
+
+
 # --- going on -------------------------------------------------------------------------------------
 
 
@@ -225,14 +269,10 @@ def test_nf4_in_two_processes(config: str, launch: Launch, sft_cot: Recipe, tmp_
     ids=["zero2-full", "zero2-lora", "zero3-full", "fsdp2-full"],
 )
 def test_resumed_equals_uninterrupted(
-    config: str,
-    words: tuple[str, ...],
-    launch: Launch,
-    alone: dict[tuple[str, ...], Path],
-    tmp_path: Path,
+    config: str, words: Words, launch: Launch, alone: Runs, tmp_path: Path
 ) -> None:
     """Stopped in step 4, after 3; the last checkpoint is of step 2."""
-    env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
+    env = {"script": FAULTY} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
     stopped = launch(config, tmp_path, *words, **env, STOP_AT="4")
     assert stopped.returncode != 0 and "interrupted; run the same command again" in stopped.stderr
     assert log(tmp_path, "step") == [1, 2, 3]
@@ -250,7 +290,7 @@ def test_resumed_equals_uninterrupted(
 def test_all_processes_stop_where_one_diverges(
     config: str, fault: str, launch: Launch, tmp_path: Path
 ) -> None:
-    env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
+    env = {"script": FAULTY} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
     started = time.monotonic()
     stopped = launch(config, tmp_path, *FULL, **env, **{fault: "4"})
     assert time.monotonic() - started < 300
@@ -271,19 +311,13 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
     config: str, launch: Launch, sft_cot: Recipe, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    stopped = launch(config, folder, *FULL, script="tests/launched.py", STOP_AT="4")
+    stopped = launch(config, folder, *FULL, script=FAULTY, STOP_AT="4")
     assert stopped.returncode != 0
     before = contents(tmp_path)
+    base = settings_of(folder)["base_model"]
+    alone = ("--base_model", base, "--batch_size", "4", *WORDS, *FULL)
     with pytest.raises(UserError, match="with processes 2, but now it is 1"):
-        sft_cot(
-            folder,
-            "--base_model",
-            settings_of(folder)["base_model"],
-            "--batch_size",
-            "4",
-            *WORDS,
-            *FULL,
-        )
+        sft_cot(folder, *alone)
     checkpoint = folder / "checkpoints" / "checkpoint-2"
     of_ranks = ["rng_state_0.pth", "rng_state_1.pth"]
     if config == "zero2":
@@ -293,15 +327,7 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
         whole = (checkpoint / name).read_bytes()
         (checkpoint / name).unlink()
         with pytest.raises(UserError, match=f"{name} is missing"):
-            sft_cot(
-                folder,
-                "--base_model",
-                settings_of(folder)["base_model"],
-                "--batch_size",
-                "4",
-                *WORDS,
-                *FULL,
-            )
+            sft_cot(folder, *alone)
         (checkpoint / name).write_bytes(whole)
     (checkpoint / of_ranks[-1]).write_bytes(whole[:-1])
     refused = launch(config, folder, *FULL)
@@ -349,9 +375,7 @@ SLURM_NODEID=0 "$@" && wait $other
 
 
 @pytest.mark.slow
-def test_the_slurm_script_trains_on_two_nodes(
-    base: Path, alone: dict[tuple[str, ...], Path], tmp_path: Path
-) -> None:
+def test_the_slurm_script_trains_on_two_nodes(base: Path, alone: Runs, tmp_path: Path) -> None:
     """Both nodes of the job are this machine; scontrol and srun do what Slurm's do."""
     for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
         (tmp_path / name).write_text(text)
@@ -469,13 +493,7 @@ def test_fsdp_on_a_cpu_is_refused(launch: Launch, tmp_path: Path) -> None:
 
 
 def settings_with(**changes: Any) -> SFTSettings:
-    words: dict[str, Any] = {
-        "base_model": "b",
-        "dataset": "d",
-        "benchmark": "synth",
-        "prompt": "face_cot",
-    }
-    return SFTSettings(**{**words, "limitations": "", "output_dir": "o", **changes})
+    return sft_settings(Path("b"), Path("o"), **changes)
 
 
 @pytest.mark.parametrize(
@@ -545,15 +563,12 @@ def test_grpo_in_two_processes(
         "rewards": "{format: 1, repetition: 1, length_penalty: {words: 4}}",
     }
     out = tmp_path / config
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
-        *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
-        *("--num_processes", "2", "--main_process_port", "0", str(ROOT / "recipes/grpo.py")),
-        *(word for name, value in words.items() for word in (f"--{name}", str(value))),
-        *("--output_dir", str(out)),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    succeeded(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600))
+    command = [*launcher(config), str(ROOT / "recipes/grpo.py"), *to_argv(words)]
+    command += ["--output_dir", str(out)]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=600, check=False
+    )
+    succeeded(done)
     assert [line for line in log(out, "step")] == [1, 2]
     assert all(drift < 1e-4 for drift in log(out, "rollout_drift"))
     assert (out / "samples.html").exists() and trained(out)["steps"] == 2

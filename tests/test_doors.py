@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import skimage
-from fake_teacher import FakeTeacher, Reply
 from fastapi.testclient import TestClient
+from helpers.fake_teacher import FakeTeacher, Reply
+from helpers.samples import picture
 from PIL import ExifTags, Image
-from samples import picture
 
 from vlmface import data, manifest
 from vlmface.cli import main

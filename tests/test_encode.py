@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from samples import picture, rows, samples
+from helpers.checkpoints import llava
+from helpers.samples import picture, rows, samples
 
 from vlmface import encode, prompts
 from vlmface.data import row_images
@@ -16,30 +16,6 @@ from vlmface.train.rows import encode_rows
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
-
-# The template that llava-hf/llava-1.5-7b-hf publishes: no BOS, no EOS, blocks only.
-PUBLISHED = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}"
-    "{{ message['role'].upper() + ': '}}{% endif %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
-    "{{ '<image>\n' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ content['text'] + ' '}}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-
-
-@pytest.fixture
-def published(base: Any) -> Any:
-    """A processor whose tokenizer adds the BOS and whose template is the published one."""
-    from tokenizers.processors import TemplateProcessing
-
-    processor = llava.load_processor(base)
-    processor.chat_template = PUBLISHED
-    processor.tokenizer._tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", processor.tokenizer.bos_token_id)]
-    )
-    return processor
 
 
 def decode(processor: Any, ids: Any) -> str:

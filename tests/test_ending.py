@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import environment, launcher
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, environment, launcher, load_script
 
 from vlmface import cli
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness, robustness, run, sweep
 from vlmface.pipelines import temporal_ablation
 from vlmface.utils import distributed
+
+pytestmark = pytest.mark.distributed
 
 # --- what works in one process --------------------------------------------------------------------
 
@@ -202,7 +203,15 @@ def test_launches_end_well(config: str, tmp_path: Path) -> None:
     """VLMFACE_LAUNCHES says how many of each: 5, or more for a long look."""
     n = os.environ.get("VLMFACE_LAUNCHES", "5")
     path = tmp_path / "counts.json"
-    words = [str(ROOT / "tests/launches.py"), "--config", config, "--n", n, "--json", str(path)]
+    words = [
+        str(ROOT / "tests/distributed/launches.py"),
+        "--config",
+        config,
+        "--n",
+        n,
+        "--json",
+        str(path),
+    ]
     subprocess.run([sys.executable, *words], env=environment(), timeout=120 + 120 * int(n))
     result = json.loads(path.read_text())
     assert result["ended_well"] == result["runs"] == int(n), result["failures"]
@@ -214,7 +223,7 @@ def test_launches_end_well(config: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     path = tmp_path / "gradients.json"
-    words = [str(ROOT / "tests/gradients.py"), "--json", str(path)]
+    words = [str(ROOT / "tests/distributed/gradients.py"), "--json", str(path)]
     subprocess.run([sys.executable, *words], env=environment(), timeout=3600)
     found = json.loads(path.read_text())
     assert len(found) > 20

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
-from samples import picture
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
+from helpers.samples import picture
 
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.infer import Predictor, endpoint
 from vlmface.infer.endpoint import NoAnswerError
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 
 THOUGHT = "The lip corners are pulled up (AU12). The cheeks are raised (AU6)."
 GOOD = f"<think>{THOUGHT}</think>\n<answer>happiness</answer>"

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from checkpoints import BUILDERS, llava, qwen_vl, smolvlm
-from samples import ROOT, picture
+from helpers.checkpoints import BUILDERS, clip_vision, llava, qwen_vl, smolvlm
+from helpers.run_files import read_metrics
+from helpers.samples import picture
+from helpers.scripts import ROOT
 
 from vlmface import encode, families, prompts
 from vlmface.cli import main
 from vlmface.errors import UserError
-from vlmface.tools import estimate_memory, simulate_memory
+from vlmface.tools import estimate_memory, longest_rows, meta_model, simulate_memory
 from vlmface.tools.recipe_setup import settings_from
 from vlmface.train import sft
 from vlmface.train.loss import summed_cross_entropy
@@ -35,10 +37,10 @@ def settings_for(base: Path, *words: str) -> SFTSettings:
     return settings_from("sft_cot_tiny", [*fixed, *words])
 
 
-def rows_for(settings: SFTSettings) -> estimate_memory.Rows:
-    processor = estimate_memory.processor_of(settings)
-    return estimate_memory.rows_of(
-        settings, llava, estimate_memory.base_config(settings.base_model), processor
+def rows_for(settings: SFTSettings) -> longest_rows.Rows:
+    processor = meta_model.processor_of(settings)
+    return longest_rows.rows_of(
+        settings, llava, meta_model.base_config(settings.base_model), processor
     )
 
 
@@ -78,15 +80,17 @@ def real_peak(
 
 
 def simulated_peak(settings: SFTSettings, family: Any, batch: dict[str, torch.Tensor]) -> int:
-    model = estimate_memory.build(
-        estimate_memory.base_config(settings.base_model), family, settings, torch.float32
+    model = meta_model.build(
+        meta_model.base_config(settings.base_model), family, settings, torch.float32
     )
     return simulate_memory.step_bytes(
         model,
         family,
         batch,
-        checkpointing=settings.gradient_checkpointing,
-        accumulate=settings.gradient_accumulation > 1,
+        simulate_memory.StepOptions(
+            checkpointing=settings.gradient_checkpointing,
+            accumulate=settings.gradient_accumulation > 1,
+        ),
     )
 
 
@@ -141,8 +145,8 @@ def test_every_family_is_simulated(name: str, tmp_path: Path) -> None:
     found = estimate_memory.estimate(
         settings,
         family,
-        estimate_memory.base_config(settings.base_model),
-        estimate_memory.Rows(
+        meta_model.base_config(settings.base_model),
+        longest_rows.Rows(
             2, 2, [encode.encode(processor, family, messages, picture(0), answers[0])], collate
         ),
         gpu=False,
@@ -157,7 +161,7 @@ def test_every_family_is_simulated(name: str, tmp_path: Path) -> None:
 
 def test_checkpointing_and_batch_size_matter_as_they_should(base: Path) -> None:
     settings = settings_for(base, "--cache_features", "false")
-    rows, config = rows_for(settings), estimate_memory.base_config(settings.base_model)
+    rows, config = rows_for(settings), meta_model.base_config(settings.base_model)
 
     def activations(**changes: Any) -> float:
         changed = dataclasses.replace(settings, **changes)
@@ -178,7 +182,7 @@ def test_checkpointing_and_batch_size_matter_as_they_should(base: Path) -> None:
 def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
     settings = settings_for(base)
     assert settings.cache_features
-    rows, config = rows_for(settings), estimate_memory.base_config(settings.base_model)
+    rows, config = rows_for(settings), meta_model.base_config(settings.base_model)
     cached = estimate_memory.estimate(settings, llava, config, rows, gpu=False, processes=1)
     pixels = estimate_memory.estimate(
         dataclasses.replace(settings, cache_features=False, vision_tower="lora"),
@@ -198,9 +202,9 @@ def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
 
 def test_processes_share_what_their_strategy_shares(base: Path) -> None:
     settings = settings_for(base, "--cache_features", "false")
-    config, rows = estimate_memory.base_config(settings.base_model), rows_for(settings)
+    config, rows = meta_model.base_config(settings.base_model), rows_for(settings)
     found = estimate_memory.estimate(settings, llava, config, rows, gpu=True, processes=4)
-    model = estimate_memory.build(config, llava, settings, torch.bfloat16)
+    model = meta_model.build(config, llava, settings, torch.bfloat16)
     moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     one, two, three = (found.training[name] for name in ("DDP", "ZeRO-2", "ZeRO-3"))
@@ -213,7 +217,7 @@ def test_processes_share_what_their_strategy_shares(base: Path) -> None:
 
 def test_the_cache_grows_with_batch_and_answer(base: Path) -> None:
     settings = settings_for(base, "--eval_batch_size", "3", "--max_new_tokens", "50")
-    rows, config = rows_for(settings), estimate_memory.base_config(settings.base_model)
+    rows, config = rows_for(settings), meta_model.base_config(settings.base_model)
     found = estimate_memory.estimate(settings, llava, config, rows, gpu=False, processes=1)
     length = rows.prompts(3)["input_ids"].shape[1] + 50
     # keys and values x layers x batch x tokens x width x bytes
@@ -222,14 +226,14 @@ def test_the_cache_grows_with_batch_and_answer(base: Path) -> None:
 
 def test_quantised_weights_take_four_bits(base: Path) -> None:
     settings = settings_for(base, "--quantization", "nf4", "--train_embeddings", "false")
-    config = estimate_memory.base_config(settings.base_model)
-    model = estimate_memory.build(config, llava, settings, torch.bfloat16)
+    config = meta_model.base_config(settings.base_model)
+    model = meta_model.build(config, llava, settings, torch.bfloat16)
     linear = sum(
         p.numel()
         for name, p in model.named_parameters()
         if "language_model.layers" in name and "_proj" in name and "lora" not in name
     )
-    whole = estimate_memory._bytes(model)
+    whole = meta_model.weight_bytes(model)
     assert estimate_memory._weights(model, llava, settings) == pytest.approx(
         whole - linear * (2 - 0.516), rel=1e-3
     )
@@ -237,7 +241,7 @@ def test_quantised_weights_take_four_bits(base: Path) -> None:
 
 def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
     settings = SFTSettings(**json.loads((run_dir / "settings.json").read_text()))
-    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    train = read_metrics(run_dir)["train"]
     assert estimate_memory.steps(settings, train["n"]) == train["steps"]
     uneven = dataclasses.replace(settings, gradient_accumulation=4, epochs=1.5)
     assert estimate_memory.steps(uneven, 49) == 3  # 7 batches, 2 updates an epoch
@@ -249,24 +253,11 @@ def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """config.json and nothing else, of a LLaVA with few but wide layers."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlamaConfig, LlavaConfig
 
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=3,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=4,
-            num_attention_heads=32,
-            vocab_size=32064,
-        ),
+        vision_config=clip_vision(1024, 3, 16, 336),
+        text_config=LlamaConfig(num_hidden_layers=4, vocab_size=32064),  # as wide as Llama-2-7B
         image_token_index=32000,
     )
     folder = tmp_path_factory.mktemp("bare")
@@ -327,10 +318,10 @@ def test_a_gpus_memory_is_read_as_people_write_it() -> None:
 
 def test_measuring_takes_real_steps(base: Path) -> None:
     settings = settings_for(base, "--n_train", "16")
-    assert 0 < estimate_memory.measure(settings, estimate_memory.processor_of(settings), llava) < 60
+    assert 0 < estimate_memory.measure(settings, meta_model.processor_of(settings), llava) < 60
     with pytest.raises(UserError, match="measuring takes 16 rows, but there are 12: raise n_train"):
         settings = settings_for(base)
-        estimate_memory.measure(settings, estimate_memory.processor_of(settings), llava)
+        estimate_memory.measure(settings, meta_model.processor_of(settings), llava)
 
 
 def test_on_a_cpu_the_tensors_are_estimated(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

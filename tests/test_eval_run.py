@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import ROOT, samples
+from helpers.run_files import assert_same_scores, read_metrics
+from helpers.samples import samples
+from helpers.scripts import ROOT
 
 from vlmface import benchmarks, facs, manifest, prompts
 from vlmface.data.row_images import open_row_image
@@ -24,16 +25,9 @@ def test_a_later_evaluation_gives_the_numbers_of_the_recipe(
 ) -> None:
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8"]
     assert evaluation.main([*argv, "--output_dir", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    expected = json.loads((run_dir / "metrics.json").read_text())["after"]
-    for name in ("wall_s", "peak_rss_gib"):
-        found.pop(name), expected.pop(name)
-    assert found == expected
-    ours = answering.read_lines(tmp_path / "predictions.jsonl")
-    theirs = answering.read_lines(run_dir / "predictions.jsonl")
-    assert [line["text"] for line in ours] == [line["text"] for line in theirs]
+    assert_same_scores(tmp_path, run_dir)
     assert "<html" in (tmp_path / "report.html").read_text()
-    assert evaluation.one_line_summary(expected) in capsys.readouterr().out
+    assert evaluation.one_line_summary(read_metrics(run_dir)["after"]) in capsys.readouterr().out
 
 
 def test_a_base_model_can_be_evaluated(base: Path, run_dir: Path, tmp_path: Path) -> None:
@@ -124,7 +118,7 @@ def test_three_readings(run_dir: Path, tmp_path: Path) -> None:
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8"]
     both, scored = tmp_path / "both", tmp_path / "scored"
     assert evaluation.main([*argv, "--scoring", "both", "--output_dir", str(both)]) == 0
-    found = json.loads((both / "metrics.json").read_text())
+    found = read_metrics(both)
     read = found["emotion"]["readings"]
     assert set(read) == {
         "generated",
@@ -144,7 +138,7 @@ def test_three_readings(run_dir: Path, tmp_path: Path) -> None:
     assert read["likelihood"]["accuracy"] == pytest.approx(sum(right) / 8)
 
     assert evaluation.main([*argv, "--scoring", "likelihood", "--output_dir", str(scored)]) == 0
-    alone = json.loads((scored / "metrics.json").read_text())
+    alone = read_metrics(scored)
     assert alone["scoring"] == "likelihood" and "au" not in alone
     assert alone["emotion"]["accuracy"] == read["likelihood"]["accuracy"]
     assert all(not line["text"] for line in answering.read_lines(scored / "predictions.jsonl"))
@@ -234,7 +228,7 @@ def test_ids_that_occur_twice() -> None:
 
 
 def test_large_pictures_are_asked_together() -> None:
-    from samples import rows
+    from helpers.samples import rows
 
     data = rows(6)
     order = [i for batch in answering._batches(data, range(6), 2, pads=True) for i in batch]
@@ -246,7 +240,7 @@ def test_large_pictures_are_asked_together() -> None:
 def test_rows_come_with_their_pictures_in_order(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a GPU's model threads open the pictures of the next batch."""
     import torch
-    from samples import rows
+    from helpers.samples import rows
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     data = rows(7)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
+from helpers.run_files import read_metrics
 from PIL import Image
 
 from vlmface.errors import UserError
@@ -58,8 +58,8 @@ def test_a_served_run_has_the_figures_of_the_local_one(
     assert answers.most_at_once > 1
     assert {asked.body["model"] for asked in answers.requests} == {"teacher"}
     assert all(asked.body["temperature"] == 0 for asked in answers.requests)
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    local = json.loads((run_dir / "metrics.json").read_text())["after"]
+    found = read_metrics(tmp_path)
+    local = read_metrics(run_dir)["after"]
     assert (found["emotion"], found["au"], found["parse"]) == (
         local["emotion"],
         local["au"],
@@ -82,20 +82,20 @@ def test_faces_that_a_server_refuses_count_as_wrong_and_are_asked_again(
     with FakeTeacher(behave) as server:
         assert evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"]) == 2
         assert "1 faces got no answer and count as wrong" in capsys.readouterr().err
-        found = json.loads((tmp_path / "metrics.json").read_text())
+        found = read_metrics(tmp_path)
         assert found["unanswered"] == 1 and found["parse"]["none"] == pytest.approx(1 / 8)
         assert len(server.requests) == 8
         refused = False
         assert evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"]) == 0
         assert len(server.requests) == 9  # nothing is asked twice
-    found = json.loads((tmp_path / "metrics.json").read_text())
+    found = read_metrics(tmp_path)
     assert "unanswered" not in found and found["parse"]["strict"] == 1
 
 
 def test_a_server_that_writes_garbage(run_dir: Path, tmp_path: Path) -> None:
     with FakeTeacher(lambda asked: Reply("\u0000 happiness fear <answer>")) as server:
         evaluation.main(words(server.url, run_dir, tmp_path))
-    found = json.loads((tmp_path / "metrics.json").read_text())
+    found = read_metrics(tmp_path)
     assert found["parse"]["ambiguous"] + found["parse"]["none"] == 1
     assert found["emotion"]["accuracy"] == 0
     with (
@@ -163,7 +163,7 @@ def test_answers_of_two_models_do_not_end_up_in_one_file(tmp_path: Path) -> None
     with FakeTeacher(behave) as server:
         server.models = ["a"]
         assert evaluation.main(bare(server.url, tmp_path)) == 2
-        assert json.loads((tmp_path / "metrics.json").read_text())["served_model"] == "a"
+        assert read_metrics(tmp_path)["served_model"] == "a"
         before = {file: file.read_bytes() for file in tmp_path.iterdir()}
         server.models = ["b"]
         with pytest.raises(UserError, match="served_model 'a' was started there, now it is 'b'"):
@@ -171,7 +171,7 @@ def test_answers_of_two_models_do_not_end_up_in_one_file(tmp_path: Path) -> None
         assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
         server.models = ["a"]
         assert evaluation.main(bare(server.url, tmp_path)) == 0
-    scores = json.loads((tmp_path / "metrics.json").read_text())
+    scores = read_metrics(tmp_path)
     assert (scores["served_model"], scores["parse"]["strict"]) == ("a", 1)
     assert "unanswered" not in scores
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers.run_files import read_metrics
 from PIL import Image
 
 from vlmface import benchmarks, data, label_spaces, label_texts, manifest, prompts
@@ -97,10 +98,7 @@ def trained(installed: Path, base: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_package_trains_evaluates_and_compares(trained: Path) -> None:
-    scores = {
-        name: json.loads((trained / name / "metrics.json").read_text(encoding="utf-8"))
-        for name in ("sft", "grpo", "again")
-    }
+    scores = {name: read_metrics(trained / name) for name in ("sft", "grpo", "again")}
     block = scores["sft"]["after"]["attributes"]["context"]
     assert block["accuracy"] > 0.9 > scores["sft"]["before"]["attributes"]["context"]["accuracy"]
     assert scores["again"]["attributes"] == scores["grpo"]["after"]["attributes"]
@@ -310,7 +308,7 @@ def test_answers_of_another_system_are_scored_by_it(tmp_path: Path) -> None:
     words = ["--format", "jsonl", "--label_space", str(tmp_path / "space.yaml"), "--output_dir"]
     for name in ("first", "second"):
         assert main(["score", str(path), *words, str(tmp_path / name)]) == 0
-    scores = json.loads((tmp_path / "first" / "metrics.json").read_text(encoding="utf-8"))
+    scores = read_metrics(tmp_path / "first")
     assert scores["emotion"]["accuracy"] == 0.5
     assert scores["label_spaces"]["mine"]["labels"] == ["up", "down"]
     folders = [str(tmp_path / name) for name in ("first", "second", "compared")]
@@ -322,13 +320,8 @@ def test_answers_of_another_system_are_scored_by_it(tmp_path: Path) -> None:
 
 def test_a_prompt_with_a_label_space_of_its_own(tmp_path: Path) -> None:
     write_yaml(tmp_path / "space.yaml", SPACE)
-    content = {
-        "id": "asks",
-        "version": 1,
-        "format": "label",
-        "user": "{candidates}?",
-        "source": "test",
-    }
+    content = {"id": "asks", "version": 1, "source": "test"}
+    content |= {"format": "label", "user": "{candidates}?"}
     for where in ("space.yaml", SPACE):  # beside the prompt, or inside it
         path = write_yaml(tmp_path / "asks.yaml", content | {"label_space": where})
         prompt = prompts.load(path)
@@ -417,13 +410,17 @@ def test_a_wrong_data_set(tmp_path: Path, source: str, message: str) -> None:
         data.load(str(tmp_path / "my_set.py"))
 
 
-def test_an_unknown_data_set() -> None:
-    with pytest.raises(UserError, match=r"no data set 'rafdbb'.*did you mean 'rafdb'"):
-        data.dataset_module("rafdbb")
-    with pytest.raises(UserError, match=r"does not exist: check the spelling"):
-        data.dataset_module("no/such/set.py")
-    with pytest.raises(UserError, match="cannot be imported"):
-        data.dataset_module("no_such_package.set")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rafdbb", r"no data set 'rafdbb'.*did you mean 'rafdb'"),
+        ("no/such/set.py", "does not exist: check the spelling"),
+        ("no_such_package.set", "cannot be imported"),
+    ],
+)
+def test_an_unknown_data_set(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        data.dataset_module(name)
 
 
 # --- rewards --------------------------------------------------------------------------------------

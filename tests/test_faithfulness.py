@@ -14,7 +14,7 @@ from vlmface import facs, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness
 from vlmface.evaluate.faithfulness import PairPredictions
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 from vlmface.label_spaces import EMOTIONS
 from vlmface.synth import counterfactual_pairs
 
@@ -136,7 +136,8 @@ def test_what_cannot_be_measured(base: Path, tmp_path: Path) -> None:
 
 def test_whether_the_rationale_is_used(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A predictor that reads the rationale alone, and one that does not read it."""
-    from vlmface.infer.local import LabelScores, LocalModel
+    from vlmface.infer.local import LocalModel
+    from vlmface.infer.prediction import LabelScores
 
     predictor = LocalModel.load(base, prompt="face_cot")
     pairs = asked("au", oracle, n=40)

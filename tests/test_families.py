@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import llava
+from helpers.checkpoints import llava
 from PIL import Image
 from safetensors import safe_open
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import (
+from helpers.checkpoints import (
     BUILDERS,
     corpus,
     log_likelihoods,
@@ -23,9 +23,10 @@ from checkpoints import (
     processed,
     write_script,
 )
-from conftest import Recipe
+from helpers.run_files import assert_same_scores, training_log
+from helpers.samples import picture, rows
+from helpers.scripts import Recipe
 from PIL import Image
-from samples import picture, rows
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmface import encode, families, manifest, prompts
@@ -642,7 +643,7 @@ def test_four_bits_are_for_the_language_model_alone(case: Case) -> None:
 
 
 def log_column(folder: Path, key: str = "loss") -> list[float]:
-    return [json.loads(line)[key] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[key] for line in training_log(folder)]
 
 
 def fit(case: Case, processor: Any, data: Any, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -808,14 +809,7 @@ def test_an_adapter_answers_merged_and_unmerged_alike(run: Path) -> None:
 def test_a_later_evaluation_gives_the_numbers_of_the_recipe(run: Path, tmp_path: Path) -> None:
     argv = ["--benchmark", "synth", "--model", str(run), "--n", "4"]
     assert evaluation.main([*argv, "--output_dir", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    expected = json.loads((run / "metrics.json").read_text())["after"]
-    for name in ("wall_s", "peak_rss_gib"):
-        found.pop(name), expected.pop(name)
-    assert found == expected
-    lines = [(folder / "predictions.jsonl").read_text().splitlines() for folder in (run, tmp_path)]
-    texts = [[json.loads(line)["text"] for line in file] for file in lines]
-    assert texts[0] == texts[1]
+    assert_same_scores(tmp_path, run)
 
 
 # --- serving --------------------------------------------------------------------------------------

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import corpus, paligemma
-from conftest import Recipe
+from helpers.checkpoints import corpus, paligemma
+from helpers.samples import picture, rows
+from helpers.scripts import Recipe
 from safetensors import safe_open
-from samples import picture, rows
 from transformers import AutoProcessor
 
 from vlmface import encode, manifest, prompts
 from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families import tiny
+from vlmface.families.tiny.paligemma import TinyPaliGemma
 from vlmface.infer.local import LocalModel
 from vlmface.train.rows import encode_rows
 
@@ -101,7 +102,7 @@ def test_a_row_of_gemmas_own_kind_of_tokenizer() -> None:
     found = json.loads(trained.to_str())["model"]
     merges: Any = [tuple(pair) for pair in found["merges"]]
     tokenizer = GemmaTokenizer(found["vocab"], merges=merges)
-    processor = tiny.TinyPaliGemma().processor(tokenizer)
+    processor = TinyPaliGemma().processor(tokenizer)
     for target in (*TARGETS, "naïve \U0001f600\n\nyes"):
         row = encode.encode(processor, paligemma, PROMPT.messages(), PICTURES[0], target)
         theirs = processor(

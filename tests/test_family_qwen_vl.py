@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import corpus, log_likelihoods, probabilities, qwen_vl, write_script
-from conftest import Recipe
+from helpers.checkpoints import corpus, log_likelihoods, probabilities, qwen_vl, write_script
+from helpers.samples import picture, rows
+from helpers.scripts import Recipe
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
-from samples import picture, rows
 
 from vlmface import encode, manifest, prompts
 from vlmface.data import row_images

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import smolvlm
-from conftest import Recipe
+from helpers.checkpoints import smolvlm
+from helpers.samples import FACES, picture
+from helpers.scripts import Recipe
 from PIL import Image
 from safetensors import safe_open
-from samples import FACES, picture
 
 from vlmface import encode, manifest, prompts
 from vlmface.errors import UserError
-from vlmface.families import tiny
+from vlmface.families.tiny.smolvlm import SMOLVLM_TEMPLATE, TinySmolVLM
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 
@@ -98,7 +98,7 @@ def test_the_weights_have_their_published_names(kind: Path) -> None:
     names = {name for name, _ in smolvlm.load_model(kind).named_parameters()}
     with safe_open(kind / "model.safetensors", "pt") as file:  # vLLM reads these
         assert set(file.keys()) == names
-    assert (kind / "chat_template.jinja").read_text() == tiny.SMOLVLM_TEMPLATE
+    assert (kind / "chat_template.jinja").read_text() == SMOLVLM_TEMPLATE
 
 
 # --- tiles and tokens -----------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_tiles_are_counted_as_the_processor_cuts_them(
 @pytest.mark.parametrize(("edge", "tile"), [(2048, 512), (1536, 384), (1456, 364)])
 def test_published_sizes(folder: Path, edge: int, tile: int) -> None:
     """SmolVLM-256M and SmolVLM2-256M, SmolVLM2-2.2B, Idefics3-8B: no picture is needed to count."""
-    processor = tiny.TinySmolVLM(tile_size=tile, longest_edge=edge).processor(
+    processor = TinySmolVLM(tile_size=tile, longest_edge=edge).processor(
         smolvlm.load_processor(folder).tokenizer
     )
     for shape, expected in [((224, 224), (4, 4)), ((640, 360), (3, 4)), ((100, 300), (4, 2))]:
@@ -157,7 +157,7 @@ def test_published_sizes(folder: Path, edge: int, tile: int) -> None:
 
 
 def test_no_image_is_made_larger_than_the_processor_allows(folder: Path) -> None:
-    processor = tiny.TinySmolVLM(tile_size=512, longest_edge=5120).processor(
+    processor = TinySmolVLM(tile_size=512, longest_edge=5120).processor(
         smolvlm.load_processor(folder).tokenizer
     )
     for shape, expected in [((400, 20), (1, 8)), ((20, 400), (8, 1))]:
@@ -208,9 +208,7 @@ def test_the_text_of_tiles(own: Any) -> None:
 def test_max_pixels_holds_for_every_shape_and_is_saved(
     folder: Path, tmp_path: Path, tiles: int
 ) -> None:
-    processor = tiny.TinySmolVLM(longest_edge=128).processor(
-        smolvlm.load_processor(folder).tokenizer
-    )
+    processor = TinySmolVLM(longest_edge=128).processor(smolvlm.load_processor(folder).tokenizer)
     smolvlm.set_max_pixels(processor, tiles * 32 * 32 + 5)
     processor.save_pretrained(tmp_path)
     again = smolvlm.load_processor(tmp_path)

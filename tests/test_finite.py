@@ -3,13 +3,14 @@ logged number that stands for another, and what was saved before can be resumed.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from trainers import NAMES, contents, starter, trainer_class
+from helpers.overflow import Overflow
+from helpers.run_files import contents, training_log
+from helpers.trainers import NAMES, starter, trainer_class
 
 from vlmface.errors import UserError
 
@@ -24,19 +25,6 @@ RESULTS = (
     "report.html",
     "predictions.jsonl",
 )
-
-
-class Overflow(torch.autograd.Function):
-    """0, with an infinite gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        ctx.shape = weight.shape
-        return weight.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return torch.full(ctx.shape, INF)
 
 
 def spoil(patch: pytest.MonkeyPatch, name: str, step: int, fault: str) -> None:
@@ -59,7 +47,7 @@ def spoil(patch: pytest.MonkeyPatch, name: str, step: int, fault: str) -> None:
 
 def stopped_at(folder: Path, step: int) -> None:
     """The run holds what was done before `step`, and nothing of it or after it."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = training_log(folder)
     assert [line["step"] for line in lines] == list(range(1, step))
     assert all(abs(line["loss"]) < INF and line["grad_norm"] < INF for line in lines)
     done = sorted(path.parent.name for path in folder.glob("checkpoints/*/complete"))
@@ -84,7 +72,7 @@ def test_a_step_that_is_not_finite_ends_the_run(
     stopped_at(folder, 3)
     if fault == "nan":
         assert start(folder) == 0
-        steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").open()]
+        steps = [line["step"] for line in training_log(folder)]
         assert steps == [1, 2, 3, 4]
 
 

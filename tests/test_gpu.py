@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -16,29 +15,29 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from safetensors.torch import load_file
-from samples import ROOT, load_script, rows
+from helpers import training
+from helpers.checkpoints import llava
+from helpers.run_files import adapter, losses, read_metrics, training_log
+from helpers.samples import rows
+from helpers.scripts import ROOT, load_script, to_argv
 
 from vlmface import manifest, prompts
 from vlmface.evaluate import answering
 from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
-from vlmface.tools import estimate_memory
+from vlmface.tools import estimate_memory, longest_rows, meta_model
 from vlmface.tools.recipe_setup import settings_from
 from vlmface.train import sft
 from vlmface.train.rows import encode_rows
-from vlmface.train.settings import SFTSettings
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu"),
+]
 
 
 def words(**settings: Any) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-def log(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return to_argv(settings)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +50,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipe_learns_in_bfloat16(trained: Path) -> None:
-    lines = log(trained)
-    assert lines[-1]["loss"] < lines[0]["loss"] / 3
-    metrics = json.loads((trained / "metrics.json").read_text())
-    assert metrics["after"]["emotion"]["accuracy"] > 0.5
-    weights = load_file(trained / "adapter_model.safetensors")
-    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert losses(trained)[-1] < losses(trained)[0] / 3
+    assert read_metrics(trained)["after"]["emotion"]["accuracy"] > 0.5
+    assert {weight.dtype for weight in adapter(trained).values()} == {torch.float32}
 
 
 def test_a_gpu_answers_as_a_cpu_does(trained: Path) -> None:
@@ -96,28 +92,10 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
     found = {}
     for kind, more in (("plain", {}), (name, changes)):
         folder = tmp_path / kind
-        processor = llava.load_processor(base)
-        encoded, _ = encode_rows(
-            rows(32), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
-        )
-        settings = SFTSettings(
-            base_model=str(base),
-            dataset="test",
-            benchmark="synth",
-            prompt="face_cot",
-            limitations="",
-            output_dir=str(folder),
-            batch_size=8,
-            epochs=3,
-            learning_rate=5e-3,
-            lora_dropout=0.0,
-            logging_steps=1,
-            save_steps=6,
-            warmup_steps=0,
-            **more,
-        )
-        sft.train(base, processor, llava, encoded, settings)
-        found[kind] = [line["loss"] for line in log(folder)]
+        fixed = {"batch_size": 8, "epochs": 3, "learning_rate": 5e-3, "lora_dropout": 0.0}
+        fixed |= {"save_steps": 6, "warmup_steps": 0}
+        training.train(base, folder, rows(32), **fixed | more)
+        found[kind] = losses(folder)
     assert found[name][-1] < found[name][0] - 0.1
     assert found[name] == pytest.approx(found["plain"], rel=0.02)
 
@@ -134,7 +112,7 @@ def test_grpo_trains_the_policy_that_answers(trained: Path, tmp_path: Path) -> N
         save_steps=2,
     )
     assert recipe.main(settings) == 0
-    lines = log(tmp_path)
+    lines = training_log(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(line["rollout_drift"] < 0.02 for line in lines)
 
@@ -165,8 +143,7 @@ def test_sharded_training_starts_on_a_gpu(strategy: str, base: Path, tmp_path: P
     ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr[-3000:]
-    losses = [line["loss"] for line in log(tmp_path)]
-    assert losses[-1] < losses[0]
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
 
 
 def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
@@ -175,9 +152,9 @@ def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
         "sft_cot_tiny",
         words(n_train=256, batch_size=128, epochs=1, output_dir=tmp_path, cache_features="false"),
     )
-    base = estimate_memory.base_config(settings.base_model)
-    processor = estimate_memory.processor_of(settings)
-    seen = estimate_memory.rows_of(settings, llava, base, processor)
+    base = meta_model.base_config(settings.base_model)
+    processor = meta_model.processor_of(settings)
+    seen = longest_rows.rows_of(settings, llava, base, processor)
     (planned,) = estimate_memory.estimate(
         settings, llava, base, seen, gpu=True, processes=1
     ).training.values()

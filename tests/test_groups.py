@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import SPACE, random_rows, row
+from helpers.fake_run import SPACE, random_rows, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmface.metrics import groups, metrics
+from vlmface.metrics import groups, metrics, tables
 
 LABELS = SPACE.labels
 
 
 def blocks(rows: list[dict[str, Any]], ci: bool = True) -> dict[str, Any]:
-    return metrics._by_group(rows, SPACE, metrics.count_labels(rows, SPACE), ci)
+    return tables._by_group(rows, SPACE, metrics.count_labels(rows, SPACE), ci)
 
 
 def people(n: int, seed: int) -> list[dict[str, Any]]:

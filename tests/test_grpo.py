@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from samples import load_script, rows
+from helpers.run_files import adapter, read_metrics, training_log
+from helpers.samples import rows
+from helpers.scripts import ROOT, environment, kill_once, load_script, to_argv
+from helpers.trainers import interrupted
 
 from vlmface import prompts
 from vlmface.cli import main as vlmface
@@ -25,7 +25,6 @@ from vlmface.infer.local import LocalModel
 from vlmface.train import completion_log, grpo, rewards
 from vlmface.utils import config
 
-ROOT = Path(__file__).parent.parent
 TRAIN = {  # faces of other people: of those it knows by heart it says the same each time
     "dataset_options": "{seed: 1}",
     "temperature": 1.0,
@@ -49,7 +48,7 @@ def recipe(memorised: Path) -> Callable[..., int]:
 
     def run(output_dir: Path, *words: str, **changes: Any) -> int:
         fixed = TRAIN | {"init_from": memorised, "output_dir": output_dir} | changes
-        return script.main([*(x for k, v in fixed.items() for x in (f"--{k}", str(v))), *words])
+        return script.main([*to_argv(fixed), *words])
 
     return run
 
@@ -61,21 +60,11 @@ def finished(recipe: Callable[..., int], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def log(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def test_the_adapter_is_trained_further(finished: Path, memorised: Path) -> None:
-    before, after = weights(memorised), weights(finished)
+    before, after = adapter(memorised), adapter(finished)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    train = json.loads((finished / "metrics.json").read_text())["train"]
+    train = read_metrics(finished)["train"]
     assert train["steps"] == 4 and train["n"] == 8
     found = json.loads((finished / "vlmface.json").read_text())
     shipped = config.read_yaml(ROOT / "recipes/configs/grpo_tiny.yaml")
@@ -87,7 +76,7 @@ def test_the_adapter_is_trained_further(finished: Path, memorised: Path) -> None
 
 
 def test_what_is_logged(finished: Path) -> None:
-    lines = log(finished)
+    lines = training_log(finished)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
         for name in ("format", "emotion", "au", "consistency"):
@@ -111,31 +100,20 @@ def test_the_page_shows_every_completion(finished: Path) -> None:
 
 
 def same_run(one: Path, other: Path) -> None:
-    mine, theirs = log(one), log(other)
+    mine, theirs = training_log(one), training_log(other)
     assert [line["step"] for line in mine] == [1, 2, 3, 4]
     for a, b in zip(mine, theirs, strict=True):
         for name in ("loss", "grad_norm", "reward", "completions/mean_length", "entropy"):
             assert a[name] == pytest.approx(b[name], abs=1e-5), name
-    ours, whole = weights(one), weights(other)
+    ours, whole = adapter(one), adapter(other)
     assert all(torch.allclose(ours[name], whole[name], atol=1e-6) for name in whole)
 
 
 def test_two_and_two_steps_are_four(
-    recipe: Callable[..., int], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Callable[..., int], finished: Path, tmp_path: Path
 ) -> None:
-    from vlmface.train.group_trainer import GroupTrainer
-
-    original = GroupTrainer.training_step
-
-    def stop(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GroupTrainer, "training_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            recipe(tmp_path)
+    with interrupted("grpo", 4):
+        recipe(tmp_path)
     assert not (tmp_path / "report.html").exists()
     assert recipe(tmp_path) == 0
     same_run(tmp_path, finished)
@@ -147,16 +125,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     words = TRAIN | {"init_from": memorised, "output_dir": tmp_path}
     command = [sys.executable, str(ROOT / "recipes/grpo.py")]
-    command += [word for name, value in words.items() for word in (f"--{name}", str(value))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment)
-    while not (tmp_path / "checkpoints" / "checkpoint-2" / "complete").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command += to_argv(words)
+    kill_once((tmp_path / "checkpoints/checkpoint-2/complete").exists, command, environment())
     assert not (tmp_path / "report.html").exists()
-    subprocess.run(command, env=environment, check=True)
+    subprocess.run(command, env=environment(), check=True)
     same_run(tmp_path, finished)
 
 
@@ -173,7 +145,7 @@ def test_the_first_step_is_the_same_however_it_is_computed(
     recipe: Callable[..., int], finished: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     assert recipe(tmp_path, max_steps=1, **changes) == 0
-    (mine,), theirs = log(tmp_path), log(finished)[0]
+    (mine,), theirs = training_log(tmp_path), training_log(finished)[0]
     if "gradient_accumulation" in changes:  # other completions are drawn
         assert mine["rollout_drift"] < 1e-4
         return
@@ -191,11 +163,11 @@ def test_other_objectives(
     recipe: Callable[..., int], tmp_path: Path, changes: dict[str, Any], memorised: Path
 ) -> None:
     assert recipe(tmp_path, max_steps=2, **changes) == 0
-    lines = log(tmp_path)
+    lines = training_log(tmp_path)
     assert len(lines) == 2 and all(abs(line["loss"]) < 10 for line in lines)
     if "beta" in changes:
         assert lines[0]["kl"] == pytest.approx(0, abs=1e-6) and lines[1]["kl"] > 0
-        assert weights(tmp_path).keys() == weights(memorised).keys()  # without TRL's "ref" copy
+        assert adapter(tmp_path).keys() == adapter(memorised).keys()  # without TRL's "ref" copy
 
 
 # --- rows and errors ------------------------------------------------------------------------------
@@ -289,7 +261,7 @@ def test_errors_stop_the_run_and_the_checkpoint_remains(
         with pytest.raises(UserError, match="the loss is nan at step 3"):
             recipe(tmp_path / "nan")
     assert (tmp_path / "nan/checkpoints/checkpoint-2/complete").exists()
-    assert recipe(tmp_path / "nan") == 0 and len(log(tmp_path / "nan")) == 4
+    assert recipe(tmp_path / "nan") == 0 and len(training_log(tmp_path / "nan")) == 4
 
 
 def test_answers_that_are_always_cut_stop_the_run(

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bombs import BIG, DEAR, REFUSED, jpeg, segment, tags
-from hostile import chunk, encoded, png
+from helpers.hostile_images import BIG, DEAR, REFUSED, jpeg, segment, tags
+from helpers.hostile_requests import chunk, encoded, png
+from helpers.samples import picture
 from PIL import Image
-from samples import picture
 
 from vlmface.errors import UserError
 from vlmface.utils import image_headers, isolated

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from samples import load_script, rows
+from helpers.checkpoints import llava
+from helpers.run_files import read_metrics
+from helpers.samples import rows
+from helpers.scripts import load_script
 
 from vlmface import prompts
 from vlmface.cli import main
 from vlmface.pipelines import sft as pipeline
 from vlmface.pipelines import steps
 from vlmface.pipelines.sft import Task
-from vlmface.tools import estimate_memory, inspect_rows, recipe_setup
+from vlmface.tools import inspect_rows, meta_model, recipe_setup
 from vlmface.train import sft
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
@@ -163,11 +165,11 @@ def test_the_rows_are_those_that_training_encodes(
 def test_trained_weights_are_those_of_the_run(run_dir: Path) -> None:
     content = json.loads((run_dir / "settings.json").read_text())
     settings = SFTSettings(**content)
-    model = estimate_memory.build(
-        estimate_memory.base_config(settings.base_model), llava, settings, torch.float32
+    model = meta_model.build(
+        meta_model.base_config(settings.base_model), llava, settings, torch.float32
     )
-    found = estimate_memory.parameters(model, llava)
-    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    found = meta_model.parameters(model, llava)
+    train = read_metrics(run_dir)["train"]
     entries = [entry for kinds in found.values() for entry in kinds.values()]
     assert sum(entry[0] for entry in entries) == train["trainable"]
     assert sum(entry[1] for entry in entries) == train["parameters"]

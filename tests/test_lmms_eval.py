@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 import pytest
 import yaml
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 from test_benchmarks import miniature, questions
 
 from vlmface import benchmarks, facs, prompts
@@ -390,7 +390,7 @@ def test_lmms_eval_reports_our_figures(
     out, home = tmp_path / "out", tmp_path / "home"
     command = [
         os.environ["LMMS_EVAL"],
-        ROOT / "tests/lmms_eval_table.py",
+        ROOT / "tests/helpers/lmms_eval_table.py",
         "--model",
         "table",
         "--model_args",

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from samples import picture
+from helpers.checkpoints import llava
+from helpers.samples import picture
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
@@ -32,8 +32,8 @@ def scripted(base: Path) -> LocalModel:
     return LocalModel.load(base, prompt="face_cot", max_new_tokens=40)
 
 
-def naive(predictor: LocalModel, image: Any, rationale: str) -> dict[str, float]:
-    """Label probabilities by one full forward pass a label."""
+def full_passes(predictor: LocalModel, image: Any, rationale: str) -> list[torch.Tensor]:
+    """Log-likelihoods of what follows the prompt, by one full forward pass a label."""
     start = len(
         encode.encode_text(predictor.processor, llava, predictor.messages, None)["input_ids"]
     )
@@ -47,7 +47,12 @@ def naive(predictor: LocalModel, image: Any, rationale: str) -> dict[str, float]
             ).logits
         log_p = logits[0, start - 1 : -1].log_softmax(-1)
         scores.append(log_p.gather(-1, row[0, start:, None]).sum())
-    values = torch.stack(scores).softmax(0).tolist()
+    return scores
+
+
+def naive(predictor: LocalModel, image: Any, rationale: str) -> dict[str, float]:
+    """The probabilities of the labels."""
+    values = torch.stack(full_passes(predictor, image, rationale)).softmax(0).tolist()
     return dict(zip(predictor.prompt.space.labels, values, strict=True))
 
 
@@ -180,16 +185,7 @@ def test_of_several_labels_each_is_scored_as_the_first_without_an_end(base: Path
         # All that is each label's own is there, and nothing of the end.
         assert tokenizer.decode(ids[start:], skip_special_tokens=False).strip() == label
     (scores,) = predictor.score([image], prior=True)
-    pixels = llava.image_inputs(predictor.processor, [image])["pixel_values"]
-    likely = []
-    for ids in found:
-        row = torch.tensor([ids])
-        with torch.no_grad():
-            logits = predictor.model(
-                input_ids=row, attention_mask=torch.ones_like(row), pixel_values=pixels
-            ).logits
-        log_p = logits[0, start - 1 : -1].log_softmax(-1)
-        likely.append(log_p.gather(-1, row[0, start:, None]).sum().item())
+    likely = [score.item() for score in full_passes(predictor, image, "")]
     common = likely[0] - scores.log_likelihood["Affection"]  # of what all labels begin with
     assert [a - common for a in likely] == pytest.approx(
         list(scores.log_likelihood.values()), abs=1e-4

@@ -16,7 +16,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from vlmface.errors import UserError
-from vlmface.metrics import measures
+from vlmface.metrics import measures, text_measures
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
 
@@ -314,23 +314,23 @@ def test_average_precision_depends_on_the_order_only(rows: list[tuple[int, bool]
 def test_hit_rate_is_the_mean_over_the_groupings() -> None:
     answers = [["Joyful", "calm"], ["worried"], [], ["angry", "sad"]]
     truth = ["happy", "fear", "neutral", " Angry "]
-    assert measures.hit_rate(answers, truth) == 1 / 4
+    assert text_measures.hit_rate(answers, truth) == 1 / 4
     wheel = {"joyful": "happy", "worried": "sad"}
     other = {"joyful": "happy", "worried": "fear"}
-    assert measures.hit_rate(answers, truth, [wheel]) == 2 / 4
-    assert measures.hit_rate(answers, truth, [other]) == 3 / 4
-    assert measures.hit_rate(answers, truth, [wheel, other]) == 5 / 8
+    assert text_measures.hit_rate(answers, truth, [wheel]) == 2 / 4
+    assert text_measures.hit_rate(answers, truth, [other]) == 3 / 4
+    assert text_measures.hit_rate(answers, truth, [wheel, other]) == 5 / 8
     # The truth is grouped as well.
-    assert measures.hit_rate([["glad"]], ["Merry"], [{"merry": "joy", "Glad": "Joy"}]) == 1
+    assert text_measures.hit_rate([["glad"]], ["Merry"], [{"merry": "joy", "Glad": "Joy"}]) == 1
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sets(st.sampled_from("abcd")), st.sampled_from("abcd")), min_size=1))
 def test_another_word_never_lowers_the_hit_rate(rows: list[tuple[set[str], str]]) -> None:
     answers, truth = [r[0] for r in rows], [r[1] for r in rows]
-    rate = measures.hit_rate(answers, truth)
+    rate = text_measures.hit_rate(answers, truth)
     assert rate == near(np.mean([true in words for words, true in rows]))
-    assert rate <= measures.hit_rate([words | {"a"} for words in answers], truth) <= 1
+    assert rate <= text_measures.hit_rate([words | {"a"} for words in answers], truth) <= 1
 
 
 def test_rouge_l_of_lins_examples() -> None:
@@ -341,17 +341,19 @@ def test_rouge_l_of_lins_examples() -> None:
         ("the gunman kill police", 2 / 4),
         ("the gunman police killed", 2 / 4),
     ]:
-        assert measures.rouge_l(text, reference)["f"] == near(expected)
+        assert text_measures.rouge_l(text, reference)["f"] == near(expected)
 
 
 def test_rouge_l_by_hand() -> None:
-    got = measures.rouge_l("The brow is LOWERED.", "the brow, of the man, is lowered: anger")
+    got = text_measures.rouge_l("The brow is LOWERED.", "the brow, of the man, is lowered: anger")
     assert got == near({"precision": 4 / 4, "recall": 4 / 8, "f": 2 * 0.5 / 1.5})
-    weighted = measures.rouge_l("The brow is LOWERED.", "the brow of the man is lowered; anger", 2)
+    weighted = text_measures.rouge_l(
+        "The brow is LOWERED.", "the brow of the man is lowered; anger", 2
+    )
     assert weighted["f"] == near(5 * 1 * 0.5 / (0.5 + 4 * 1))
-    assert measures.rouge_l("...", "anger") == {"precision": 0, "recall": 0, "f": 0}
-    assert measures.rouge_l("fear", "anger") == {"precision": 0, "recall": 0, "f": 0}
-    assert measures.rouge_l("Ärger_AU4", "ärger au4")["f"] == 1
+    assert text_measures.rouge_l("...", "anger") == {"precision": 0, "recall": 0, "f": 0}
+    assert text_measures.rouge_l("fear", "anger") == {"precision": 0, "recall": 0, "f": 0}
+    assert text_measures.rouge_l("Ärger_AU4", "ärger au4")["f"] == 1
 
 
 def longest(first: str, second: str) -> int:
@@ -369,21 +371,21 @@ def longest(first: str, second: str) -> int:
 @given(st.text("abcd", max_size=8), st.text("abcd", max_size=8))
 def test_longest_common_subsequence_equals_brute_force(first: str, second: str) -> None:
     expected = longest(first, second)
-    assert measures.longest_common_subsequence(first, second) == expected
+    assert text_measures.longest_common_subsequence(first, second) == expected
     if second:
-        got = measures.rouge_l(" ".join(first), " ".join(second))
+        got = text_measures.rouge_l(" ".join(first), " ".join(second))
         assert got["recall"] == expected / len(second)
         if first:
-            back = measures.rouge_l(" ".join(second), " ".join(first))
+            back = text_measures.rouge_l(" ".join(second), " ".join(first))
             assert (back["recall"], back["precision"]) == (got["precision"], got["recall"])
             assert back["f"] == near(got["f"])
 
 
 def test_rege_is_the_sum_of_both_scores() -> None:
     texts = ["police kill the gunman", "the gunman kill police"]
-    got = measures.rege(0.6, texts, ["police killed the gunman"] * 2)
+    got = text_measures.rege(0.6, texts, ["police killed the gunman"] * 2)
     assert got == near({"recognition": 0.6, "generation": 0.625, "rege": 1.225})
-    assert measures.rege(1, texts, texts)["rege"] == 2
+    assert text_measures.rege(1, texts, texts)["rege"] == 2
 
 
 # --- two runs -------------------------------------------------------------------------------------
@@ -542,23 +544,23 @@ def test_further_unusable_input() -> None:
     with pytest.raises(UserError, match="none of a, b is present"):
         measures.mean_average_precision([[1, 0]], [[0, 0]], ["a", "b"])
     with pytest.raises(UserError, match="answers has 1 rows and truth 2"):
-        measures.hit_rate([["a"]], ["a", "b"])
+        text_measures.hit_rate([["a"]], ["a", "b"])
     with pytest.raises(UserError, match="no rows"):
-        measures.hit_rate([], [])
+        text_measures.hit_rate([], [])
     with pytest.raises(UserError, match="groupings is empty"):
-        measures.hit_rate([["a"]], ["a"], [])
+        text_measures.hit_rate([["a"]], ["a"], [])
     with pytest.raises(UserError, match="an answer is the text 'joy': give a list"):
-        measures.hit_rate(["joy"], ["joy"])
+        text_measures.hit_rate(["joy"], ["joy"])
     with pytest.raises(UserError, match=r"reference '\.\.' has no words"):
-        measures.rouge_l("joy", "..")
+        text_measures.rouge_l("joy", "..")
     with pytest.raises(UserError, match="beta of ROUGE-L is 0"):
-        measures.rouge_l("joy", "joy", 0)
+        text_measures.rouge_l("joy", "joy", 0)
     with pytest.raises(UserError, match=r"recognition score is 64.5"):
-        measures.rege(64.5, ["joy"], ["joy"])
+        text_measures.rege(64.5, ["joy"], ["joy"])
     with pytest.raises(UserError, match="1 texts and 2 references"):
-        measures.rege(0.5, ["joy"], ["joy", "fear"])
+        text_measures.rege(0.5, ["joy"], ["joy", "fear"])
     with pytest.raises(UserError, match="texts is empty"):
-        measures.rege(0.5, [], [])
+        text_measures.rege(0.5, [], [])
     with pytest.raises(UserError, match=r"p values are 0.2 to 1.5"):
         measures.holm([0.2, 1.5])
     with pytest.raises(UserError, match="p_values has no rows"):
@@ -588,7 +590,7 @@ def test_a_million_predictions_take_less_than_10_seconds() -> None:
     measures.intraclass_correlation(np.stack([x, y], 1))
     measures.multilabel_f1(p > 0.5, present)
     measures.mean_average_precision(p, present, list("abcdefgh"))
-    measures.hit_rate(said, true)
+    text_measures.hit_rate(said, true)
     measures.mcnemar_exact(right, rng.random(n) < 0.5)
     measures.holm(rng.random(n))
     assert time.process_time() - start < 10

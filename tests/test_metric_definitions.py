@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
-from samples import load_script
+from helpers.fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
+from helpers.run_files import read_metrics
+from helpers.scripts import load_script
 
 from vlmface import prompts
 from vlmface.benchmarks import Benchmark, load_benchmark
@@ -184,7 +185,7 @@ def test_the_evaluation_door_reports_it(
     out = tmp_path / "out"
     argv = ["--benchmark", str(own), "--model", str(run_dir), "--output_dir", str(out)]
     assert evaluation.main(argv) == 0
-    scores = json.loads((out / "metrics.json").read_text())
+    scores = read_metrics(out)
     value = scores["emotion"]["wrong_answers"]
     assert scores["emotion"]["ci95"]["wrong_answers"][0] <= value
     assert f"emotion wrong answers {value:.3f} [" in capsys.readouterr().out
@@ -296,7 +297,7 @@ def test_robustness_draws_it(own: Path, run_dir: Path, tmp_path: Path) -> None:
 def test_lmms_eval_tasks_have_it(
     own: Path, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from samples import ROOT
+    from helpers.scripts import ROOT
 
     monkeypatch.syspath_prepend(str(ROOT / "eval/lmms_eval"))
     tasks = load_script("eval/lmms_eval/vlmface_tasks.py")
@@ -411,7 +412,7 @@ def test_a_run_folder_imports_nothing(
         folder = run_folder(tmp_path / name, benchmark, seed, 0.5)
         protocol = folder / "benchmark.yaml"
         protocol.write_text(BENCHMARK.format(id="x", metrics=reference), encoding="utf-8")
-        scores = json.loads((folder / "metrics.json").read_text())
+        scores = read_metrics(folder)
         for key in ("metrics", reference):
             scores[key] = [reference]
             scores["emotion"] |= {reference: 0.5, key: 0.5}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import ABOUT, AUS, SPACE, random_rows, row
+from helpers.fake_run import ABOUT, AUS, SPACE, random_rows, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk

@@ -4,20 +4,18 @@ different types meet without an error, and that the policy that answers is the o
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS
-from safetensors.torch import load_file
-from samples import load_script, rows
+from helpers import training
+from helpers.checkpoints import BUILDERS
+from helpers.run_files import adapter, losses, training_log
+from helpers.samples import rows
+from helpers.scripts import load_script, to_argv
 
-from vlmface import families, prompts
-from vlmface.train import sft
-from vlmface.train.rows import encode_rows
-from vlmface.train.settings import SFTSettings
+from vlmface import prompts
 from vlmface.utils import distributed
 
 CORPUS = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
@@ -35,32 +33,10 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder
 
 
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def train(base: Path, folder: Path, **changes: Any) -> list[float]:
-    fixed: dict[str, Any] = {
-        "base_model": str(base),
-        "dataset": "test",
-        "benchmark": "synth",
-        "prompt": "face_cot",
-        "limitations": "",
-        "output_dir": str(folder),
-        "batch_size": 4,
-        "epochs": 2,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_steps": 10,
-        "lora_dropout": 0.0,
-        "warmup_steps": 0,
-    }
-    family = families.get(families.family_of(base))
-    processor = family.load_processor(base)
-    encoded, _ = encode_rows(
-        rows(8), processor, family, prompts.load("face_cot"), max_length=4096, seed=0
-    )
-    sft.train(base, processor, family, encoded, SFTSettings(**fixed | changes))
+    fixed: dict[str, Any] = {"batch_size": 4, "epochs": 2, "learning_rate": 1e-3, "save_steps": 10}
+    fixed |= {"lora_dropout": 0.0, "warmup_steps": 0}
+    training.train(base, folder, rows(8), **fixed | changes)
     return losses(folder)
 
 
@@ -78,8 +54,8 @@ def test_every_family_trains_with_and_without_kept_features(
     pixels = train(checkpoint, tmp_path / "pixels", cache_features=False, **policy)
     assert kept == pytest.approx(pixels, rel=2e-3)
     assert kept[-1] < kept[0]
-    weights = load_file(tmp_path / "kept" / "adapter_model.safetensors")
-    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    weights = adapter(tmp_path / "kept").values()
+    assert {weight.dtype for weight in weights} == {torch.float32}
 
 
 def test_every_family_trains_a_tower(checkpoint: Path, tmp_path: Path) -> None:
@@ -104,6 +80,5 @@ def test_rollouts_are_rounded_as_the_loss_is(memorised: Path, tmp_path: Path) ->
         "learning_rate": 1e-4,
         "save_steps": 2,
     }
-    assert recipe.main([x for k, v in words.items() for x in (f"--{k}", str(v))]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert all(0 < line["rollout_drift"] < 0.02 for line in lines)
+    assert recipe.main(to_argv(words)) == 0
+    assert all(0 < line["rollout_drift"] < 0.02 for line in training_log(tmp_path))

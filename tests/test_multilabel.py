@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fake_run import ABOUT, faces, write_lines
+from helpers.fake_run import ABOUT, faces, write_lines
+from helpers.run_files import read_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
@@ -19,9 +20,9 @@ from vlmface import benchmarks, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, compare, report
 from vlmface.evaluate import run as evaluation
-from vlmface.infer.local import LabelScores, Prediction
+from vlmface.infer.prediction import LabelScores, Prediction
 from vlmface.label_spaces import SPACES, LabelSpace
-from vlmface.metrics import measures, metrics, multilabel, statistics
+from vlmface.metrics import measures, metrics, multilabel, parts, statistics
 from vlmface.schema import AFFECT, FaceSample
 
 SPACE = LabelSpace("five", "context", ("A", "B", "C", "D", "E"), {}, "test", multi_label=True)
@@ -235,7 +236,7 @@ def test_differences_of_two_runs() -> None:
         assert entry["ci95"][0] <= entry["difference"] <= entry["ci95"][1]
     same = metrics.compare(before, before, SPACE, ())["labels"]
     assert all(entry["difference"] == 0 for entry in same.values())
-    assert same.pop("map") == {"difference": 0, "no_ci95": metrics.EQUAL}
+    assert same.pop("map") == {"difference": 0, "no_ci95": parts.EQUAL}
     assert all(entry["ci95"][0] < 0 < entry["ci95"][1] for entry in same.values())
     unranked = [r | {"probabilities": None} for r in after]
     assert "map" not in metrics.compare(before, unranked, SPACE, ())["labels"]
@@ -332,7 +333,7 @@ def test_the_report_and_the_comparison_show_them(tmp_path: Path) -> None:
 
     result = compare.compare([compare.read(folder) for folder in folders])
     (pair,) = result["pairs"]
-    ours = [json.loads((f / "metrics.json").read_text(encoding="utf-8")) for f in folders]
+    ours = [read_metrics(f) for f in folders]
     change = ours[1]["labels"]["map"] - ours[0]["labels"]["map"]
     assert pair["labels"]["map"]["difference"] == pytest.approx(change)
     assert {"ccc", "rmse", "sagr"} <= pair["affect"]["valence"].keys()

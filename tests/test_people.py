@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+from helpers.run_files import read_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -159,14 +159,14 @@ def test_a_run_says_that_it_is_tested_on_its_own_people(
     words = ("--n_train", "16", "--epochs", "1", "--benchmark", str(benchmark))
     assert sft_cot(out, *words) == 0
     said = capsys.readouterr().out
-    found = json.loads((out / "metrics.json").read_text())["train"]["shared_people"]["test"]
+    found = read_metrics(out)["train"]["shared_people"]["test"]
     assert found["rows"] == 8 and found["people"] >= 1 and found["examples"]
     line = people.overlap_warning(found)
     assert f"warning: {line}" in said and line in (out / "report.html").read_text()
 
 
 def test_the_default_run_shares_nobody(run_dir: Path) -> None:
-    scores = json.loads((run_dir / "metrics.json").read_text())
+    scores = read_metrics(run_dir)
     assert "shared_people" not in scores["train"]
     assert report._warnings(scores["train"]) == []
     assert "<b>Warning:</b>" not in (run_dir / "report.html").read_text()

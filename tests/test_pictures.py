@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.samples import picture
 from PIL import ExifTags, Image
-from samples import picture
 
 from vlmface.errors import UserError
 from vlmface.utils import image_conversion

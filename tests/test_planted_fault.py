@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import load_script
+from helpers.scripts import load_script, to_argv
 
 from vlmface import facs
-from vlmface.data.rows import with_still_images
+from vlmface.data.dataset_rows import with_still_images
 from vlmface.evaluate import faithfulness
 from vlmface.schema import FaceSample
 from vlmface.synth import dataset
@@ -50,9 +50,9 @@ def shift_of(labels: Path, folder: Path) -> dict[str, Any]:
         "output_dir": folder,
     }
     recipe = load_script("recipes/sft_attributes.py")
-    assert recipe.main([word for k, v in words.items() for word in (f"--{k}", str(v))]) == 0
+    assert recipe.main(to_argv(words)) == 0
     asked = {"model": folder, "prompt": "facescan_emotion", "n": 240}
-    faithfulness.main([word for k, v in asked.items() for word in (f"--{k}", str(v))])
+    faithfulness.main(to_argv(asked))
     out = folder / "eval" / "faithfulness"
     found = json.loads((out / "faithfulness.json").read_text())["shifts"]["ancestry"]
     named = {(one["group"], one["label"]) for one in found["found"]}

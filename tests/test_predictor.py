@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.samples import picture
 from PIL import Image
-from samples import picture
 
 from vlmface import prompts
 from vlmface.answers import Answer
@@ -30,7 +30,8 @@ from vlmface.infer.batcher import DynamicBatcher, QueueFullError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.face_report import FaceReport
 from vlmface.infer.face_views import ViewSettings
-from vlmface.infer.local import LocalModel, Prediction
+from vlmface.infer.local import LocalModel
+from vlmface.infer.prediction import Prediction
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 

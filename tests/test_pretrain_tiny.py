@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from samples import load_script
+from helpers.scripts import load_script
 
 from vlmface.resources import resource
 

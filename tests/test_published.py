@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava, qwen_vl
+from helpers.checkpoints import llava, qwen_vl
+from helpers.samples import picture
+from helpers.training import save_manifest, sft_settings
 from PIL import Image
-from samples import picture
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import SkippedSampleError, UserError
 from vlmface.infer import remote, sampling
 from vlmface.infer.local import LocalModel
-from vlmface.serving import vllm
-from vlmface.train import sft, text_only
+from vlmface.serving import parity
+from vlmface.serving import plan as serve_plan
+from vlmface.train import text_only
 from vlmface.train.rows import encode_rows
-from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
@@ -42,34 +43,8 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 def as_run(folder: Path) -> Path:
     """The folder of a checkpoint as that of a run that trained all of it."""
-    settings = SFTSettings(
-        base_model=str(folder),
-        dataset="synth",
-        benchmark="synth",
-        prompt="face_cot",
-        limitations="none",
-        output_dir=str(folder),
-        vision_tower="full",
-        projector="full",
-        language_model="full",
-        max_new_tokens=24,
-    )
-    family = families.get(families.family_of(folder))
-    processor = family.load_processor(folder)
-    processor.save_pretrained(folder)
-    data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
-    model = sft.TrainedModel(
-        base=folder,
-        base_id=str(folder),
-        family=family,
-        processor=processor,
-        prompts=[PROMPT],
-        trainable=settings.trainable,
-        views=None,
-        num_frames=1,
-        max_length=settings.max_length,
-    )
-    sft.write_manifest("test", settings, model, [12], data)
+    full = dict.fromkeys(("vision_tower", "projector", "language_model"), "full")
+    save_manifest(folder, sft_settings(folder, folder, max_new_tokens=24, **full))
     return folder
 
 
@@ -112,7 +87,7 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
 ) -> None:
     change(copy / "generation_config.json", lambda c: c.update(PENALTIES[0]))
     run, plain = as_run(copy), as_run(Path(shutil.copytree(base, tmp_path / "plain")))
-    found, expected = (vllm.generate_local(one, PICTURES, "float32") for one in (run, plain))
+    found, expected = (parity.generate_local(one, PICTURES, "float32") for one in (run, plain))
     assert [one.ids for one in found] == [one.ids for one in expected]
     assert all(0 < len(one.rounding) <= len(one.ids) and min(one.rounding) > 0 for one in found)
     # Nearly greedy draws of a rollout are the same tokens.
@@ -122,18 +97,18 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
         model.model,
         llava,
         encode.to_model(batch, model.model),
+        sampling.SamplingOptions(
+            max_new_tokens=24, stops=llava.stop_token_ids(model.processor), temperature=1e-5
+        ),
         group=2,
-        max_new_tokens=24,
-        stops=llava.stop_token_ids(model.processor),
         generator=torch.Generator(),
-        temperature=1e-5,
     )
     assert drawn.ids == [expected[0].ids] * 2
 
 
 def test_a_server_is_told_to_ignore_the_generation_config(copy: Path) -> None:
     run = as_run(copy)
-    plan = vllm.make_plan([str(run)], vllm.ServeOptions("vllm", "127.0.0.1", 1))
+    plan = serve_plan.make_plan([str(run)], serve_plan.ServeOptions("vllm", "127.0.0.1", 1))
     at = plan.command.index("--generation-config")
     assert plan.command[at + 1] == "vllm"
     # Also one that somebody else started without that.
@@ -326,7 +301,7 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     with pytest.raises(SkippedSampleError) as refused:
         text_only.encode_row(processor, llava, "Who?", "e brows are lowered")
     assert refused.value.reason == "joined"
-    from samples import rows
+    from helpers.samples import rows
 
     path = tmp_path / "texts.jsonl"
     lines = [{"question": "Who?", "answer": text} for text in ("e brows are lowered", " 4 men")]

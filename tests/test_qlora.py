@@ -4,15 +4,17 @@ refused. bitsandbytes does all of it on a CPU too."""
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from conftest import Recipe
-from samples import FACES, rows
+from helpers import training
+from helpers.checkpoints import llava
+from helpers.run_files import adapter, losses
+from helpers.samples import FACES, rows
+from helpers.scripts import Recipe
+from helpers.trainers import interrupted
 from torch import nn
 
 from vlmface import encode, families, manifest, prompts
@@ -20,9 +22,6 @@ from vlmface.errors import UserError
 from vlmface.families import quantization
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
-from vlmface.train import sft
-from vlmface.train.rows import encode_rows
-from vlmface.train.settings import SFTSettings
 
 QLORA = (
     "--quantization",
@@ -44,35 +43,10 @@ def linear(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def settings_for(base: Path, folder: Path, **changes: Any) -> SFTSettings:
-    fixed: dict[str, Any] = {
-        "base_model": str(base),
-        "dataset": "test",
-        "benchmark": "synth",
-        "prompt": "face_cot",
-        "limitations": "",
-        "output_dir": str(folder),
-        "quantization": "nf4",
-        "batch_size": 4,
-        "epochs": 1,
-        "learning_rate": 5e-3,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "lora_dropout": 0.0,
-    }
-    return SFTSettings(**fixed | changes)
-
-
 def train(base: Path, folder: Path, n: int = 16, **changes: Any) -> dict[str, Any]:
-    processor = llava.load_processor(base)
-    encoded, _ = encode_rows(
-        rows(n), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
-    )
-    return sft.train(base, processor, llava, encoded, settings_for(base, folder, **changes))
+    fixed: dict[str, Any] = {"quantization": "nf4", "batch_size": 4, "epochs": 1, "save_steps": 2}
+    fixed |= {"learning_rate": 5e-3, "lora_dropout": 0.0}
+    return training.train(base, folder, rows(n), **fixed | changes)
 
 
 # --- what is quantised ----------------------------------------------------------------------------
@@ -129,20 +103,8 @@ def test_every_family_memorises_over_4_bits(name: str, tmp_path: Path) -> None:
     corpus += [str(prompts.load("face_cot").messages()), "helpful assistant user system"] * 20
     base = tmp_path / "base"
     families.get(name).build_tiny(base, corpus)
-    family = families.get(name)
-    processor = family.load_processor(base)
-    encoded, _ = encode_rows(
-        rows(4), processor, family, prompts.load("face_cot"), max_length=1024, seed=0
-    )
-    hard = {
-        "epochs": 300,
-        "warmup_steps": 10,
-        "train_embeddings": True,
-        "lora_rank": 32,
-        "lora_alpha": 64,
-    }
-    settings = settings_for(base, tmp_path / "run", save_steps=300, **hard)
-    found = sft.train(base, processor, family, encoded, settings)
+    hard = {"epochs": 300, "warmup_steps": 10, "train_embeddings": True, "save_steps": 300}
+    found = train(base, tmp_path / "run", n=4, lora_rank=32, lora_alpha=64, **hard)
     assert found["loss_last"] < 0.05 < 1 < found["loss_first"]
     print(f"{name}: {found['loss_first']:.2f} -> {found['loss_last']:.4f}")
 
@@ -155,10 +117,7 @@ def test_what_it_learnt_holds_for_the_base_that_is_not_quantised(
 
     folder, _ = learnt
     processor = llava.load_processor(base)
-    encoded, _ = encode_rows(
-        rows(8), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
-    )
-    batch = encode.Collator(processor, llava)(list(encoded))
+    batch = encode.Collator(processor, llava)(list(training.encode_all(processor, llava, rows(8))))
     batch.pop("row")
 
     def loss(model: Any) -> float:
@@ -182,12 +141,6 @@ def test_weights_are_counted_before_packing(
     assert result["parameters"] == held + adapted
 
 
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "adapter_model.safetensors")
-
-
 def test_trained_weights_are_float32(learnt: tuple[Path, dict[str, Any]]) -> None:
     """TRL alone would train them, the whole projector too, in bfloat16."""
     found = adapter(learnt[0])
@@ -197,21 +150,11 @@ def test_trained_weights_are_float32(learnt: tuple[Path, dict[str, Any]]) -> Non
 
 
 def test_resumed_equals_uninterrupted(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped in step 4, after 3; the last checkpoint is of step 2. With dropout on."""
-    from vlmface.train.trainer import SupervisedTrainer
-
     whole = train(base, tmp_path / "whole", lora_dropout=0.1)
-    original = SupervisedTrainer.training_step
-
-    def stopping(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SupervisedTrainer, "training_step", stopping)
+    with interrupted("sft", 4):
         train(base, tmp_path / "resumed", lora_dropout=0.1)
     resumed = train(base, tmp_path / "resumed", lora_dropout=0.1)
     assert "checkpoint-2" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 
 from vlmface import cli, data
 from vlmface.data import mixture, option_checks, options
@@ -69,7 +69,17 @@ def test_no_class_of_settings_is_left_out() -> None:
         "vlmface.utils.ranges.Checked",
         *(
             f"vlmface.train.settings.{name}Settings"
-            for name in ("Run", "Evaluation", "Optimizer", "Policy", "Dataset")
+            for name in (
+                "Run",
+                "Evaluation",
+                "Validation",
+                "Optimizer",
+                "Policy",
+                "Dataset",
+                "Balance",
+                "Vote",
+                "Augmentation",
+            )
         ),
         "vlmface.train.clip.settings.Training",
     }
@@ -282,9 +292,9 @@ def made(name: str, **changes: Any) -> Any:
         (
             "facial_r1_loop",
             {"sft": {"balance_by": "tasks"}},
-            "sft: balance_by is 'tasks', but has no",
+            "sft: balance_by is 'tasks', but has",
         ),
-        ("facial_r1_loop", {"sft": {"blance": "tasks"}}, "sft: there is no setting 'blance'"),
+        ("facial_r1_loop", {"sft": {"blance_by": "tasks"}}, "sft: there is no setting 'blance_by'"),
         (
             "facial_r1_loop",
             {"sft": {"prompt": ["face_cot", "expllm"]}},
@@ -383,20 +393,6 @@ def test_what_a_machine_cannot_do_is_refused_before_a_run(base: Path, tmp_path: 
         with pytest.raises(UserError, match=said):
             main(["--base_model", str(base), "--output_dir", str(tmp_path / "run"), *words])
     assert not (tmp_path / "run").exists()
-
-
-def test_trackers_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.integrations import integration_utils
-
-    monkeypatch.setattr(
-        integration_utils, "get_available_reporting_integrations", lambda: ["wandb"]
-    )
-    checks.machine(made("sft_cot", report_to="wandb"))
-    checks.machine(made("grpo"))
-    with pytest.raises(UserError, match="report_to is tensorboard, which is not installed"):
-        checks.machine(made("clip_finetune", report_to="tensorboard"))
-    with pytest.raises(UserError, match="report_to is 'wandbb', but must be none, or one tracker"):
-        checks.machine(made("sft_cot", report_to="wandbb"))
 
 
 # --- every door -----------------------------------------------------------------------------------
@@ -595,14 +591,20 @@ def test_options_are_checked_wherever_data_are_read(tmp_path: Path) -> None:
 def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
     import inspect
 
-    read = data.dataset_module(name).read
-    declaring = options.options_class(read) or read
-    defaults = {p.name: p.default for p in inspect.signature(declaring).parameters.values()}
     for option, kind in option_checks.options_of(name).items():
         assert kind is not Any, f"{name}: the type of {option} cannot be evaluated"
-        if defaults.get(option, inspect.Parameter.empty) is not inspect.Parameter.empty:
-            options.check_type(option, kind, defaults[option])
+        read = data.dataset_module(name).read
+        parameters = inspect.signature(options.options_class(read) or read).parameters
+        parameter = parameters.get(option)
+        if parameter is not None and parameter.default is not parameter.empty:
+            options.check_type(option, kind, parameter.default)
     assert typing.get_origin(option_checks.options_of("bp4d")["aus"]) is not None
+
+
+def test_an_option_may_have_any_name() -> None:
+    option_checks.check_options("bp4d", {"unknown": 9, "offset": 1}, reserved={})
+    with pytest.raises(UserError, match="unknown is 'x', but must be a whole number"):
+        option_checks.check_options("bp4d", {"unknown": "x"}, reserved={})
 
 
 def test_rewards_are_converted() -> None:

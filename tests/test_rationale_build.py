@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
-from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 from miniatures import rafdb
 from miniatures import rationales as miniature
 from PIL import Image
@@ -226,7 +226,7 @@ def test_a_build_is_not_resumed_on_other_data(tmp_path, capsys):
 
 
 def test_the_recipe_trains_on_it(built, processor):
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     from vlmface.train.rows import encode_rows
 

@@ -9,11 +9,12 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 
 from vlmface import facs, label_spaces
 from vlmface.errors import UserError
-from vlmface.infer.endpoint import MAX_CONSECUTIVE_FAILURES, Endpoint
+from vlmface.infer.endpoint import Endpoint
+from vlmface.infer.jobs import MAX_CONSECUTIVE_FAILURES
 from vlmface.rationale import teacher_prompts, verify
 from vlmface.rationale.ground_truth import GroundTruth
 from vlmface.rationale.teacher import Job, Teacher

@@ -1,71 +1,35 @@
-"""Data as people have it: encodings, line ends, spreadsheets' habits, other tools' tables and
+"""Data as people have it: encodings, line ends, spreadsheets' habits, other tools' texts and
 names. What is unambiguous is read; anything else is one message, and nothing is lost silently."""
 
 from __future__ import annotations
 
 import codecs
 import importlib
-import io
 import json
 import os
 import re
-import struct
 import unicodedata
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.tables import emotions, faces, failure, table, write
 from miniatures import face, text
+from miniatures.records import presence
 from PIL import Image
 from pyarrow import parquet
 
 from vlmface import data
 from vlmface.cli import main
-from vlmface.data import check, decodable, sources, text_files
+from vlmface.data import check, sources, text_files
 from vlmface.errors import UserError
 from vlmface.train import text_only
-from vlmface.utils import contact_sheet
 from vlmface.utils.images import SUFFIXES, find_images, open_image
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def faces(folder: Path, *names: str) -> None:
-    for number, name in enumerate(names):
-        face(folder / name, number)
-
-
-def write(path: Path, content: str | bytes, encoding: str = "utf-8") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
-    return path
-
-
-def table(folder: Path, content: str | bytes, name: str = "t.csv", encoding: str = "utf-8") -> Path:
-    faces(folder, "0.png", "1.png", "2.png")
-    return write(folder / name, content, encoding)
-
-
-def emotions(path: Path, **options) -> list[str | None]:
-    return data.load("table", path, **options)["emotion"][:]
-
-
-def presence(rows) -> list[dict[int, bool] | None]:
-    return [row and {unit["au"]: unit["present"] for unit in row} for row in rows["aus"]]
-
-
-def failure(path: Path, name: str = "table", **options) -> str:
-    with pytest.raises(UserError) as caught:
-        data.load(name, path, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def checked(*words: object, tmp_path: Path) -> int:
@@ -143,6 +107,8 @@ def test_a_csv_of_a_data_set_with_half_a_code_is_refused(tmp_path):
 
 
 FOLDERS = {"caers", "jaffe", "sfew", "rationales"}  # sets without a text file
+
+
 READ = [name for name in data.names() if not name.startswith("synth") and name not in FOLDERS]
 
 
@@ -277,12 +243,18 @@ def test_json_lines_by_any_name(tmp_path, name):
 
 
 TALK = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "Happy."}]
+
+
 ROLES = [{"from": "user", "value": "<image>What?"}, {"from": "assistant", "value": "Happy."}]
+
+
 MESSAGES = [
     {"role": "system", "content": "Look."},
     {"role": "user", "content": "<image>What?"},
     {"role": "assistant", "content": "Happy."},
 ]
+
+
 PARTS = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "Happy."}]},
@@ -344,207 +316,6 @@ def test_an_absolute_path_may_lie_in_the_image_folder(tmp_path):
     record = {"image": str(tmp_path / "0.png"), "conversations": TALK}
     path = write(tmp_path / "a.json", json.dumps([record]))
     assert data.load("llava_json", path)[0]["image"].size == (48, 48)
-
-
-# --- tables: headers and delimiters ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "Image,Emotion\n0.png,happy\n1.png,sad\n",
-        " image , emotion \n 0.png , happy \n1.png,sad\n",
-        "image\xa0,\u200bemotion\n0.png,happy\n1.png,sad\n",
-        "IMAGE;EMOTION;note\n0.png;happy;a,b,c,d\n1.png;sad;\n",
-        "image|emotion\n0.png|happy\n1.png|sad\n",
-        "sep=;\nimage;emotion\n0.png;happy\n1.png;sad\n",
-        '"sep=,"\nimage,emotion\n0.png,happy\n1.png,sad\n',
-        "image,emotion,\n0.png,happy,\n1.png,sad,\n",
-        "image,emotion\n0.png,happy,\n1.png,sad,,\n",
-        ",image,emotion,\n0,0.png,happy,x\n1,1.png,sad,y\n",
-        'image,emotion,note\n0.png,happy,"two\nlines, ""quoted"""\n1.png,sad,\n',
-        "image,emotion\r\n0.png,happy\n1.png,sad\r",
-        "\n\nimage,emotion\n\n0.png,happy\n\n1.png,sad\n",
-    ],
-)
-def test_tables_as_people_write_them(tmp_path, content):
-    assert emotions(table(tmp_path, content)) == ["happiness", "sadness"]
-
-
-def test_a_column_that_the_options_name_is_found_in_any_case(tmp_path):
-    path = table(tmp_path, "Image,EMOTION,Valence,AU01_c\n0.png,happy,0.5,1\n1.png,sad,,0\n")
-    rows = data.load("table", path, columns={"image": "IMAGE"}, aus={1: "au01_C"})
-    assert rows["emotion"] == ["happiness", "sadness"] and rows["valence"] == [0.5, None]
-    assert presence(rows) == [{1: True}, {1: False}]
-
-
-def test_a_column_that_may_be_either_is_an_error(tmp_path):
-    path = table(tmp_path, "image,Emotion,EMOTION\n0.png,happy,sad\n")
-    assert "has the columns 'Emotion' and 'EMOTION', either of which may be" in failure(path)
-    assert emotions(path, columns={"emotion": "EMOTION"}) == ["sadness"]
-    assert "either of which" in failure(path, columns={"emotion": "emotion"})
-    with pytest.warns(UserWarning, match="no column was read as a label"):
-        rows = data.load("table", path, columns={"emotion": None})
-    assert rows["emotion"] == [None]
-
-
-def test_a_table_without_any_label_says_which_columns_it_has(tmp_path):
-    path = table(tmp_path, "image,label\n0.png,happy\n")
-    with pytest.warns(UserWarning, match=r"no column was read as a label, of \['label'\]"):
-        assert emotions(path) == [None]
-    assert emotions(path, columns={"emotion": "Label"}) == ["happiness"]
-
-
-# --- tables: cells --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("word", ["", " ", "nan", "NaN", "NA", "N/A", "None", "null", "<NA>", "-"])
-def test_a_null_word_is_not_annotated_for_labels_and_numbers_alike(tmp_path, word):
-    head = "image,emotion,valence,age,gender,race,rationale,AU1"
-    path = table(
-        tmp_path, f"{head}\n0.png,{','.join([word] * 7)}\n1.png,sad,0.5,20,m,White,Low,1\n"
-    )
-    rows = data.load("table", path, aus="AU*")
-    for column in ("emotion", "valence", "age", "gender", "race", "rationale", "aus"):
-        assert rows[column][0] is None and rows[column][1] is not None
-    assert rows["rationale_source"] == ["none", "human"]
-
-
-def test_a_name_that_looks_like_a_null_word_stays(tmp_path):
-    path = table(tmp_path, "image,emotion,subject\n0.png,sad,NA\n1.png,sad,None\n2.png,sad,\n")
-    assert data.load("table", path)["subject"] == ["NA", "None", None]
-    path = table(tmp_path, "image,emotion\n0.png,none\n1.png,sad\n")
-    assert emotions(path, labels={"none": "neutral"}) == ["neutral", "sadness"]
-    faces(tmp_path / "f", "none/0.png")
-    assert "'none', which is not one of anger" in failure(tmp_path / "f")
-
-
-@pytest.mark.parametrize("three", ["3", "3.0", "3.", " 3 ", "3e0", "+3", "03", "3.00"])
-def test_numbers_as_text_are_numbers(tmp_path, three):
-    path = table(tmp_path, f"image,emotion\n0.png,{three}\n1.png,\n2.png,6.0\n")
-    for labels in (
-        {0: "anger", 3: "happiness", 6: "neutral"},
-        {"3": "happiness", "6": "neutral"},
-        {3.0: "happiness", 6.0: "neutral"},
-    ):
-        assert emotions(path, labels=labels) == ["happiness", None, "neutral"]
-
-
-def test_words_are_mapped_in_any_case_and_exact_ones_first(tmp_path):
-    path = table(tmp_path, "image,emotion,split\n0.png,BORED,A\n1.png,a,A\n2.png,A,A\n")
-    labels = {"bored": None, "a": "anger", "A": "fear"}
-    rows = data.load("table", path, labels=labels, split_column="SPLIT", splits={"a": "train"})
-    assert rows["emotion"] == [None, "anger", "fear"]
-
-
-@pytest.mark.parametrize("value", ['"0,5"', '"1,000"', "1_0", "50%", "1e999", "half", "True"])
-def test_a_number_that_may_mean_two_things_is_refused(tmp_path, value):
-    path = table(tmp_path, f"image,emotion,valence\n0.png,sad,{value}\n")
-    message = failure(path)
-    assert "line 2: 'valence' is" in message and "number" in message
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (("F", "M"), ["female", "male"]),
-        (("f", "m"), ["female", "male"]),
-        (("w", "m"), ["female", "male"]),
-        (("Woman", "man"), ["Woman", "man"]),
-        (("girl", "BOY"), ["girl", "BOY"]),
-    ],
-)
-def test_short_words_of_gender_are_known(tmp_path, words, expected):
-    path = table(tmp_path, "image,gender\n0.png,{}\n1.png,{}\n".format(*words))
-    rows = data.load("table", path)
-    assert rows["gender"] == expected
-    from vlmface import label_spaces
-    from vlmface.schema import FaceSample
-
-    space = label_spaces.space("gender")
-    assert [FaceSample.from_row(row).labels(space) for row in rows.remove_columns("image")] == [
-        ("female",),
-        ("male",),
-    ]
-
-
-def test_other_words_of_people_are_mapped_or_refused(tmp_path):
-    path = table(tmp_path, "image,gender,race,age_group\n0.png,0,Mixed,20-29\n1.png,1.0,White,\n")
-    words = {"gender": {0: "male", 1: "female"}, "race": {"mixed": None}}
-    rows = data.load("table", path, words=words)
-    assert rows["gender"] == ["male", "female"] and rows["race"] == [None, "White"]
-    assert rows["age_group"] == ["20-29", None]
-    assert "line 2: 'gender' is '0', which is not one of female, male: map it" in failure(path)
-    message = failure(path, words={"gender": {0: "male", 1: "female"}})
-    assert "'Mixed', which is not one of " in message and "columns={'race': None}" in message
-    rows = data.load("table", path, words={"gender": words["gender"]}, columns={"race": None})
-    assert rows["race"] == [None, None]
-    assert "words='sex': use one of 'gender'" in failure(path, words={"sex": {}})
-    message = failure(path, words={"gender": {0: "masculine"}})
-    assert "words maps 0 to 'masculine' for gender: use one of female, male" in message
-
-
-def test_a_column_named_id_is_the_rows_and_id_in_capitals_may_be_a_persons(tmp_path):
-    path = table(tmp_path, "image,emotion,ID\n0.png,sad,7\n1.png,happy,7\n")
-    assert data.load("table", path)["id"] == ["table-0.png", "table-1.png"]
-    assert data.load("table", path, columns={"subject": "id"})["subject"] == ["7", "7"]
-    path = table(tmp_path, "image,emotion,id\n0.png,sad,7\n1.png,happy,8\n")
-    assert data.load("table", path)["id"] == ["table-7", "table-8"]
-    assert data.load("table", path, columns={"id": None})["id"] == ["table-0.png", "table-1.png"]
-
-
-# --- tables: action units -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "option"),
-    [("9", 9), ("999", [9, 999]), ("-1", [9, 999, -1]), ("-1.0", -1), ("9", 9.0)],
-)
-def test_a_code_for_not_annotated_is_an_option(tmp_path, code, option):
-    path = table(tmp_path, f"image,AU1,AU4\n0.png,1,{code}\n1.png,0,1\n")
-    rows = data.load("table", path, aus="AU*", au_missing=option)
-    assert presence(rows) == [{1: True}, {1: False, 4: True}]
-    assert "a code for not annotated: au_missing=9" in failure(path, aus="AU*")
-    for values in ("intensity", "probability"):
-        rows = data.load("table", path, aus="AU*", au_values=values, au_missing=option)
-        assert presence(rows)[0] == {1: True}
-
-
-FEX = "AU01,AU12,AU43,anger,input\n0.38,0.93,0.04,0.01,0.png\n0.1,0.5,0.6,0.0,1.png\n"
-
-
-def test_probabilities_of_py_feat_are_not_intensities(tmp_path):
-    path = table(tmp_path, FEX)
-    options = {"aus": "AU*", "columns": {"image": "input"}}
-    rows = data.load("table", path, au_values="probability", **options)
-    assert presence(rows) == [{1: False, 12: True, 43: False}, {1: False, 12: True, 43: True}]
-    assert {unit["intensity"] for row in rows["aus"] for unit in row} == {None}
-    rows = data.load("table", path, au_values="probability", au_threshold=0.9, **options)
-    assert presence(rows)[1] == {1: False, 12: False, 43: False}
-    assert "au_values='probability'" in failure(path, **options)
-    assert "which reads as probabilities" in failure(path, au_values="intensity", **options)
-    rows = data.load("table", path, au_values="intensity", au_threshold=1.0, **options)
-    assert presence(rows)[0] == {1: False, 12: False, 43: False}
-    for threshold in (0, 1.5):
-        message = failure(path, au_values="probability", au_threshold=threshold, **options)
-        assert "give a probability above 0 and up to 1" in message
-    path = table(tmp_path, "AU1,image\n1.2,0.png\n")
-    assert "a probability from 0 to 1" in failure(path, aus="AU*", au_values="probability")
-
-
-OPENFACE = (
-    "image, frame, face_id, timestamp, confidence, success, AU01_r, AU12_r, AU01_c, AU12_c\n"
-    "0.png,1, 0, 0.0, 0.98, 1, 0.00, 1.20, 0.00, 1.00\n"
-    "1.png,2, 0, 0.033, 0.00, 0, 0.00, 0.00, 0.00, 0.00\n"
-)
-
-
-@pytest.mark.parametrize("options", [{"aus": "AU*_r", "au_values": "intensity"}, {"aus": "AU*_c"}])
-def test_a_frame_that_openface_lost_is_left_out_and_counted(tmp_path, options):
-    path = table(tmp_path, OPENFACE)
-    with pytest.warns(UserWarning, match=r"1 left out, OpenFace did not find the face .*line 3"):
-        rows = data.load("table", path, **options)
-    assert presence(rows) == [{1: False, 12: True}]
 
 
 # --- paths ----------------------------------------------------------------------------------------
@@ -754,167 +525,3 @@ def test_a_number_of_numpy_is_a_number(tmp_path):
     options = {"aus": "AU*", "au_values": "probability"}
     rows = data.load("table", path, au_threshold=np.float32(0.8), au_missing=np.int64(9), **options)
     assert presence(rows) == [{1: True}]
-
-
-# --- pictures -------------------------------------------------------------------------------------
-
-RAMP = np.tile(np.linspace(0, 1, 64), (32, 1))
-
-
-def opened(array: np.ndarray, path: Path, **options) -> np.ndarray:
-    Image.fromarray(array).save(path, **options)
-    return np.asarray(open_image(path))[..., 0].astype(float)
-
-
-@pytest.mark.parametrize(
-    ("array", "name"),
-    [
-        ((RAMP * 255).astype(np.int32), "a.tif"),
-        ((RAMP * 255).astype(np.uint16), "a.png"),
-        ((RAMP * 65535).astype(np.uint16), "a.png"),
-        ((RAMP * 65535).astype(np.uint16), "a.tif"),
-        ((RAMP * 65535).astype(np.int32), "a.tif"),
-        ((RAMP * (2**31 - 1)).astype(np.int32), "a.tif"),
-        (((RAMP - 0.5) * 1000).astype(np.int32), "a.tif"),
-        (RAMP.astype(np.float32), "a.tif"),
-        ((RAMP * 252).astype(np.float32), "a.tif"),
-        ((RAMP * 1e6).astype(np.float32), "a.tif"),
-    ],
-)
-def test_deep_pictures_are_scaled_by_what_they_hold(tmp_path, array, name):
-    assert np.abs(opened(array, tmp_path / name) - RAMP * 255).max() <= 1.5
-
-
-@pytest.mark.parametrize("bits", [10, 12])
-def test_a_picture_of_a_few_bits_in_sixteen_is_stretched_aloud(tmp_path, bits):
-    array = (RAMP * (2**bits - 1)).astype(np.uint16)
-    with pytest.warns(UserWarning, match=f"is read as one of {bits} bits"):
-        assert np.abs(opened(array, tmp_path / "a.png") - RAMP * 255).max() <= 1
-
-
-def tiff(array: np.ndarray, tag: int, value: int) -> bytes:
-    """A TIFF in which a tag of one short number is set to a value."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "TIFF")
-    raw = bytearray(buffer.getvalue())
-    entry = raw.index(struct.pack("<HHI", tag, 3, 1))
-    raw[entry + 8 : entry + 12] = struct.pack("<I", value)
-    return bytes(raw)
-
-
-def test_unsigned_numbers_and_white_is_zero_of_a_tiff():
-    large = (RAMP * (2**32 - 1)).astype(np.uint32).view(np.int32)
-    unsigned = np.asarray(open_image(tiff(large, 339, 1)))[..., 0]
-    assert np.abs(unsigned - RAMP * 255).max() <= 1
-    negative = tiff((RAMP * 65535).astype(np.uint16), 262, 0)
-    assert np.abs(np.asarray(open_image(negative))[..., 0] - (1 - RAMP) * 255).max() <= 1
-
-
-def deep_colour(top: int) -> bytes:
-    """A PNG of 16 bits a colour, whose brightest is `top`."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = zlib.crc32(kind + content)
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
-
-    pixels = np.repeat((RAMP * top)[..., None], 3, 2).astype(">u2")
-    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
-    size = struct.pack(">IIBBBBB", 64, 32, 16, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", size)
-        + chunk(b"IDAT", zlib.compress(lines))
-        + chunk(b"IEND", b"")
-    )
-
-
-def test_deep_colour_that_turns_black_says_so():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.asarray(open_image(deep_colour(65535))).max() == 255
-    with pytest.warns(UserWarning, match="it is nearly black"):
-        open_image(deep_colour(4095))
-
-
-def broken_table(tmp_path: Path) -> Path:
-    path = table(tmp_path, "image,emotion\n0.png,happy\n1.png,sad\n2.png,fear\n")
-    whole = (tmp_path / "1.png").read_bytes()
-    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
-    return path
-
-
-def test_a_broken_picture_can_be_left_out_or_found_before_the_run(tmp_path):
-    path = broken_table(tmp_path)
-    assert len(data.load("table", path)) == 3
-    with pytest.warns(UserWarning, match=r"1 of 3 rows .* are left out, the first: '.*1\.png'"):
-        rows = data.load("table", path, broken="drop")
-    assert rows["emotion"] == ["happiness", "fear"]
-    assert "1 of 3 rows have a picture that cannot be decoded" in failure(path, broken="error")
-    assert "broken='no': use 'keep', 'error' or 'drop'" in failure(path, broken="no")
-    assert "1.png" in str(check.check("table", path, progress=False)["errors"])
-    mixture = tmp_path / "mix.yaml"
-    mixture.write_text("sources: [{dataset: table, root: t.csv, options: {broken: drop}}]")
-    with pytest.warns(UserWarning, match="1 of 3 rows"):
-        assert len(data.load(mixture)) == 2
-    mixture.write_text("sources: [{dataset: table, root: t.csv}]")
-    with pytest.warns(UserWarning, match="1 of 3 rows"):
-        assert len(data.load(mixture, broken="drop")) == 2
-    for name in ("0.png", "2.png"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.warns(UserWarning, match="3 of 3 rows"):
-        assert "no row is left" in failure(path, broken="drop")
-
-
-def test_a_picture_that_was_decoded_is_not_decoded_again_until_it_changes(tmp_path, monkeypatch):
-    opened: list[str] = []
-
-    def note(source: str) -> Image.Image:
-        opened.append(Path(source).name)
-        return open_image(source)
-
-    monkeypatch.setattr(decodable, "open_image", note)
-    path = broken_table(tmp_path)
-    with pytest.warns(UserWarning, match="1 of 3 rows"):
-        data.load("table", path, broken="drop")
-    assert sorted(opened) == ["0.png", "1.png", "2.png"]
-    opened.clear()
-    face(tmp_path / "2.png", 9, (50, 40))
-    with pytest.warns(UserWarning, match="1 of 3 rows"):
-        data.load("table", path, broken="drop")
-    assert sorted(opened) == ["1.png", "2.png"]
-
-
-def test_a_clip_with_a_broken_frame_is_left_out(tmp_path):
-    from miniatures import dfew
-
-    dfew.write(tmp_path)
-    rows = data.load("dfew", tmp_path, **dfew.ARGUMENTS)
-    frame = rows.with_format("arrow")[:]["frames"][0].as_py()[0]["path"]
-    Path(frame).write_bytes(b"\xff\xd8\xff")
-    with pytest.warns(UserWarning, match=f"1 of {len(rows)} rows"):
-        left = data.load("dfew", tmp_path, broken="drop", **dfew.ARGUMENTS)
-    assert left["id"][:] == rows["id"][1:]
-
-
-def test_training_on_a_broken_picture_names_the_way_out(tmp_path):
-    from vlmface.data.row_images import open_row_image
-
-    path = broken_table(tmp_path)
-    with pytest.raises(
-        UserError, match=r"1\.png.* is damaged.*--dataset_options '\{broken: drop\}'"
-    ):
-        open_row_image({"bytes": None, "path": str(path.parent / "1.png")})
-
-
-def test_a_caption_of_any_length_is_fitted_at_once():
-    tile = Image.new("RGB", (20, 20))
-    drawn = contact_sheet.draw(
-        [contact_sheet.Tile(tile, "x" * 200_000 + "end", ("two\nlines " * 20_000, "ok"))]
-    )
-    buffer = io.BytesIO()
-    drawn.save(buffer, "PNG")
-    font = contact_sheet.ImageFont.load_default(11)
-    short = contact_sheet._fit("a" * 500 + "z", font)
-    assert short.startswith("a") and short.endswith("z") and "…" in short
-    assert font.getlength(short) <= contact_sheet.TILE - 8 < font.getlength("a" + short)
-    assert contact_sheet._fit("short", font) == "short"

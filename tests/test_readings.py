@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import paligemma, qwen_vl, smolvlm
-from samples import picture
+from helpers.checkpoints import paligemma, qwen_vl, smolvlm
+from helpers.samples import picture
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
-from vlmface.infer.local import LabelScores, LocalModel
+from vlmface.infer.local import LocalModel
+from vlmface.infer.prediction import LabelScores
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 RATIONALES = ["The brows are lowered (AU4).", "", "The lips part (AU25), the jaw drops.", "R", ""]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import load_script
+from helpers.scripts import load_script
 
 from vlmface.utils import config
 
@@ -273,14 +273,14 @@ def test_every_object_the_docs_name_exists():
 
 
 def test_the_column_functions_of_adding_a_dataset_exist():
-    from vlmface.data import records, rows, text_files
+    from vlmface.data import folds, records, rows, text_files
 
     page = (ROOT / "docs/adding-a-dataset.md").read_text(encoding="utf-8")
     cells = " ".join(re.findall(r"^\| (.*?) \|", page, re.M))
     names = re.findall(r"`(?:\w+\.)?(\w+)(?:\([^`]*\))?`", cells)
     assert len(names) >= 12
     for name in names:
-        assert any(hasattr(module, name) for module in (rows, records, text_files)), name
+        assert any(hasattr(module, name) for module in (rows, folds, records, text_files)), name
 
 
 def test_python_blocks_parse_and_their_imports_exist():

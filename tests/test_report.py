@@ -11,7 +11,8 @@ from typing import Any
 
 import jinja2
 import pytest
-from fake_run import ABOUT, AUS, SPACE, faces, random_rows, row, write_lines, write_run
+from helpers.fake_run import ABOUT, AUS, SPACE, faces, random_rows, row, write_lines, write_run
+from helpers.run_files import read_metrics
 from PIL import Image
 
 from vlmface.errors import UserError
@@ -87,7 +88,7 @@ def test_a_training_run(run: tuple[Path, dict[str, Image.Image]]) -> None:
     path = write_report(folder, images=images, baseline=BASELINE)
     assert path == folder / "report.html"
     page = Page(path)
-    scores = json.loads((folder / "metrics.json").read_text())
+    scores = read_metrics(folder)
     for part in ("before", "after"):
         for block, name in (("emotion", "accuracy"), ("emotion", "uar"), ("au", "f1_macro")):
             assert f"{100 * scores[part][block][name]:.1f}" in page.text
@@ -173,7 +174,7 @@ def test_hostile_text_is_shown_and_not_obeyed(run: Any) -> None:
     rows[0] |= {"text": HOSTILE}
     rows[1] |= {"text": "right \u202egnorw, cut \ud800 off \x00\u2028 end"}
     write_lines(folder / "predictions.jsonl", rows)
-    scores = json.loads((folder / "metrics.json").read_text())
+    scores = read_metrics(folder)
     scores["after"]["model"] = "<b onclick=x>model</b>"
     (folder / "metrics.json").write_text(json.dumps(scores))
     few = {key: images[key] for key in ("0", "1")}
@@ -244,7 +245,7 @@ def test_a_failure_leaves_the_old_report(run: Any, monkeypatch: pytest.MonkeyPat
     folder, images = run
     old = write_report(folder, images=images).read_bytes()
     files = sorted(folder.iterdir())
-    scores = json.loads((folder / "metrics.json").read_text())
+    scores = read_metrics(folder)
     del scores["after"]["parse"]["none"]
     (folder / "metrics.json").write_text(json.dumps(scores))
     with pytest.raises(jinja2.UndefinedError):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainers import NAMES, contents, starter, stop_in
+from helpers.run_files import contents
+from helpers.trainers import NAMES, interrupted, starter
 
 from vlmface import data, run_dir
 from vlmface.errors import UserError
@@ -35,10 +36,8 @@ def killed(
         if name not in runs:
             folder = tmp_path_factory.mktemp("killed") / name
             start = starter(name, base, clip_base)
-            with pytest.MonkeyPatch.context() as patch:
-                stop_in(patch, name, 4)
-                with pytest.raises(KeyboardInterrupt):
-                    start(folder)
+            with interrupted(name, 4):
+                start(folder)
             runs[name] = Killed(folder, start)
         return runs[name]
 
@@ -86,7 +85,7 @@ def test_other_runs_are_not_resumed(
     record = json.loads((folder / run_dir.RUN_FILE).read_text())
     assert record["trained"] and record["identity"]["processes"] == 1
     changes = {
-        "dataset": "0",
+        "data": "0",
         "rows": 3,
         "base_weights": "0",
         "processes": 2,
@@ -95,7 +94,7 @@ def test_other_runs_are_not_resumed(
         "precision": "float16",
     }
     if name != "sft":  # what is compared is the same in all
-        changes = {"dataset": "0", "processes": 2}
+        changes = {"data": "0", "processes": 2}
     for key, value in changes.items():
         assert record["identity"][key] != value
         other = {**record, "identity": {**record["identity"], key: value}}
@@ -153,7 +152,7 @@ TABLE = ("image,emotion", *(f"{i}.png,{('anger', 'happiness')[i % 2]}" for i in 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """A table of 16 pictures."""
-    from samples import picture
+    from helpers.samples import picture
 
     folder = tmp_path / "own"
     folder.mkdir()
@@ -213,10 +212,8 @@ def test_a_run_is_not_resumed_on_other_data(
     start = starter("clip", base, clip_base)
     words: dict[str, Any] = {"dataset": "table", "dataset_root": table, "n_train": "null"}
     folder = tmp_path / "runs" / "own"
-    with pytest.MonkeyPatch.context() as patch:
-        stop_in(patch, "clip", 4)
-        with pytest.raises(KeyboardInterrupt):
-            start(folder, **words)
+    with interrupted("clip", 4):
+        start(folder, **words)
     kept = table.read_text()
     change(table)
     refused(Killed(folder, start), folder, "was started with data|rows", **words)
@@ -232,12 +229,10 @@ def test_a_row_of_texts_that_changed_is_other_data(
     row = {"question": "What is AU4?", "answer": "the brows are lowered"}
     texts.write_text(json.dumps(row) + "\n")
     start, folder = starter("sft", base, clip_base), tmp_path / "runs" / "sft"
-    with pytest.MonkeyPatch.context() as patch:
-        stop_in(patch, "sft", 4)
-        with pytest.raises(KeyboardInterrupt):
-            start(folder, text_only_data=texts)
+    with interrupted("sft", 4):
+        start(folder, text_only_data=texts)
     texts.write_text(json.dumps(row | {"answer": "the brows are raised"}) + "\n")
-    refused(Killed(folder, start), folder, "started with text data", text_only_data=texts)
+    refused(Killed(folder, start), folder, "started with text only data", text_only_data=texts)
 
 
 def test_the_best_epoch_so_far_is_needed(base: Path, clip_base: Path, tmp_path: Path) -> None:
@@ -250,10 +245,8 @@ def test_the_best_epoch_so_far_is_needed(base: Path, clip_base: Path, tmp_path: 
         "save_steps": 1,
     }
     start, folder = starter("clip", base, clip_base), tmp_path / "runs" / "best"
-    with pytest.MonkeyPatch.context() as patch:
-        stop_in(patch, "clip", 4)
-        with pytest.raises(KeyboardInterrupt):
-            start(folder, **words)
+    with interrupted("clip", 4):
+        start(folder, **words)
     kept = folder / "checkpoints" / "best.pt"
     whole = kept.read_bytes()
     for change in (kept.unlink, lambda: kept.write_bytes(whole[: len(whole) // 2])):

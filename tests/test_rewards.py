@@ -16,6 +16,7 @@ from vlmface.errors import UserError
 from vlmface.metrics import multilabel
 from vlmface.schema import AULabel, FaceSample
 from vlmface.train import rewards
+from vlmface.train.label_weights import label_weights
 
 PROMPT = prompts.load("face_cot")
 SPACE = PROMPT.space
@@ -136,9 +137,7 @@ def test_several_labels_and_the_other_rewards() -> None:
     assert jaccard("Peace", set()) is None
     with pytest.raises(UserError, match="reward emotion: none of the 1 faces has the annotation"):
         rewards.check_truth(rewards.parse({"emotion": 1}), [one], EMOTIC.space)
-    with pytest.raises(
-        UserError, match=r"label_weight_power is 0\.5, but a face may have several labels"
-    ):
+    with pytest.raises(UserError, match=r"label_weight_power is 0\.5, but a face may have"):
         rewards.RewardScorer(rewards.parse({"jaccard": 1}), [one], EMOTIC, label_weight_power=0.5)
     (function,) = rewards.RewardScorer(rewards.parse({"jaccard": 2}), [one], EMOTIC).functions()
     said = [[{"role": "assistant", "content": text}] for text in ("Peace, Pain", "Pain")]
@@ -334,14 +333,18 @@ def test_a_reward_without_any_truth_is_refused() -> None:
 
 
 def test_rare_labels_weigh_more() -> None:
-    samples = [face(None, "anger")] * 6 + [face(None, "fear")] * 2 + [face(None, None)]
-    assert rewards.label_weights(samples, SPACE, 0) == {"anger": 1, "fear": 1}
-    full = rewards.label_weights(samples, SPACE, 1)
+    counts = {"anger": 6, "fear": 2}
+    assert label_weights(counts, 0) == {"anger": 1, "fear": 1}
+    full = label_weights(counts, 1)
     assert full["anger"] * 6 == pytest.approx(full["fear"] * 2)
     assert (full["anger"] * 6 + full["fear"] * 2) / 8 == pytest.approx(1)
-    half = rewards.label_weights(samples, SPACE, 0.5)
+    half = label_weights(counts, 0.5)
     assert full["anger"] < half["anger"] < 1 < half["fear"] < full["fear"]
-    assert rewards.label_weights([face(None, None)], SPACE, 1) == {}
+    assert label_weights({}, 1) == {}
+    samples = [face(None, "anger")] * 6 + [face(None, "fear")] * 2 + [face(None, None)]
+    judge = rewards.Judge(rewards.parse({"emotion": 1}), samples, PROMPT, 1)
+    assert judge.weights == full
+    assert [judge.weight(i) for i in (0, 7, 8)] == [full["anger"], full["fear"], 1.0]
 
 
 def test_trl_is_given_the_same_numbers() -> None:

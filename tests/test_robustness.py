@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.run_files import read_metrics
 
+from vlmface.data import corruptions
 from vlmface.errors import UserError
-from vlmface.evaluate import corrupt, robustness
+from vlmface.evaluate import robustness
 from vlmface.infer.local import LocalModel
 
 
@@ -40,7 +42,7 @@ def test_the_curve(
     points = [point for curve in found["corruptions"].values() for point in curve]
     mean = sum(point["accuracy"]["value"] for point in points) / 10
     assert found["mean"]["accuracy"] == pytest.approx(mean)
-    clean = json.loads((run_dir / "metrics.json").read_text())["after"]
+    clean = read_metrics(run_dir)["after"]
     lines = (run_dir / "predictions.jsonl").read_text().splitlines()[:4]
     right = [line["label"] == line["truth"]["emotion"] for line in map(json.loads, lines)]
     assert found["clean"]["accuracy"]["value"] == pytest.approx(sum(right) / 4) and clean
@@ -64,7 +66,7 @@ def test_the_curve(
 
 
 def test_what_cannot_be_measured(base: Path, run_dir: Path) -> None:
-    with pytest.raises(UserError, match=f"no corruption 'fog': use some of {corrupt.NAMES[0]}"):
+    with pytest.raises(UserError, match=f"no corruption 'fog': use some of {corruptions.NAMES[0]}"):
         robustness.main(["--model", str(run_dir), "--corruptions", "fog"])
     with pytest.raises(UserError, match="say where to with --output_dir"):
         robustness.main(["--model", str(base), "--prompt", "face_cot"])

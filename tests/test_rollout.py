@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS
-from samples import picture
+from helpers.checkpoints import BUILDERS
+from helpers.samples import picture
 
 from vlmface import encode, families, prompts
 from vlmface.infer import sampling
@@ -87,13 +87,16 @@ def test_log_probabilities_are_those_of_full_passes(setup: Any) -> None:
             collated(setup, rows_of(setup)),
             ids,
             mask,
-            group=GROUP,
-            temperature=temperature,
+            sampling.Distribution(temperature),
         )
         assert torch.allclose(found * mask, expected, atol=2e-5)
         assert (entropy >= 0).all()
         again, _ = sampling.score_without_cache(
-            model, collated(setup, rows_of(setup, ANSWERS)), ids, mask, temperature=temperature
+            model,
+            collated(setup, rows_of(setup, ANSWERS)),
+            ids,
+            mask,
+            sampling.Distribution(temperature),
         )
         assert torch.allclose(again * mask, expected, atol=2e-5)
 
@@ -109,7 +112,7 @@ def test_gradients_flow_through_the_prefix(setup: Any) -> None:
 
     expected = gradients(whole(setup)[1])
     found, _ = sampling.score(
-        model, family, collated(setup, rows_of(setup)), ids, mask, group=GROUP
+        model, family, collated(setup, rows_of(setup)), ids, mask, sampling.Distribution()
     )
     mine = gradients((found * mask).sum())
     assert mine.keys() == expected.keys()
@@ -126,16 +129,16 @@ def test_samples_are_drawn_from_the_models_own_distribution(setup: Any) -> None:
     stops = family.stop_token_ids(processor)
 
     def draw(seed: int, **options: Any) -> sampling.Rollout:
-        words: dict[str, Any] = {"group": GROUP, "max_new_tokens": 9, "stops": stops, **options}
+        how = sampling.SamplingOptions(max_new_tokens=9, stops=stops, **options)
         generator = torch.Generator().manual_seed(seed)
-        return sampling.sample(model, family, batch, generator=generator, **words)
+        return sampling.sample(model, family, batch, how, group=GROUP, generator=generator)
 
     drawn = draw(0)
     assert drawn == draw(0) and drawn.ids != draw(1).ids
     assert len({tuple(ids) for ids in drawn.ids[:GROUP]}) > 1
     ids, mask = padded(drawn.ids)
     with torch.no_grad():
-        found, _ = sampling.score(model, family, batch, ids, mask, group=GROUP)
+        found, _ = sampling.score(model, family, batch, ids, mask, sampling.Distribution())
     flat = [value for row in drawn.log_probs for value in row]
     assert found[mask.bool()].tolist() == pytest.approx(flat, abs=2e-5)
 
@@ -158,20 +161,21 @@ def test_no_image_token_is_drawn(setup: Any) -> None:
     """What is never drawn has no part in the distribution, when it is scored either."""
     family, _, model, _ = setup
     batch = collated(setup, rows_of(setup))
-    words: dict[str, Any] = {"group": GROUP, "temperature": 3.0, "never": list(range(60, 70))}
+    how = sampling.SamplingOptions(
+        temperature=3.0, never=list(range(60, 70)), max_new_tokens=9, stops=[]
+    )
     drawn = sampling.sample(
         model,
         family,
         batch,
-        max_new_tokens=9,
-        stops=[],
+        how,
+        group=GROUP,
         generator=torch.Generator().manual_seed(0),
-        **words,
     )
     assert not {token for row in drawn.ids for token in row} & set(range(60, 70))
     ids, mask = padded(drawn.ids)
     with torch.no_grad():
-        found, entropy = sampling.score(model, family, batch, ids, mask, **words)
+        found, entropy = sampling.score(model, family, batch, ids, mask, how)
     flat = [value for row in drawn.log_probs for value in row]
     assert found[mask.bool()].tolist() == pytest.approx(flat, abs=2e-5)
     assert entropy.isfinite().all()
@@ -180,15 +184,16 @@ def test_no_image_token_is_drawn(setup: Any) -> None:
 def test_finished_rows_leave_and_the_others_do_not_notice(setup: Any) -> None:
     family, _, model, _ = setup
     batch = collated(setup, rows_of(setup))
-    words: dict[str, Any] = {"group": GROUP, "max_new_tokens": 8, "temperature": 1e-4}
-    free = sampling.sample(
-        model, family, batch, stops=[], generator=torch.Generator().manual_seed(0), **words
-    )
+
+    def draw(stops: list[int]) -> sampling.Rollout:
+        how = sampling.SamplingOptions(max_new_tokens=8, stops=stops, temperature=1e-4)
+        generator = torch.Generator().manual_seed(0)
+        return sampling.sample(model, family, batch, how, group=GROUP, generator=generator)
+
+    free = draw([])
     assert not any(free.complete) and {len(ids) for ids in free.ids} == {8}
     stop = next((t for t in free.ids[0] if t not in free.ids[-1]), free.ids[0][2])
-    cut = sampling.sample(
-        model, family, batch, stops=[stop], generator=torch.Generator().manual_seed(0), **words
-    )
+    cut = draw([stop])
     for whole_, ids, done in zip(free.ids, cut.ids, cut.complete, strict=True):
         end = whole_.index(stop) + 1 if stop in whole_ else len(whole_)
         assert ids == whole_[:end] and done == (stop in whole_)

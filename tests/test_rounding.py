@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import llava
-from samples import picture
+from helpers.checkpoints import llava
+from helpers.samples import picture
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from samples import ROOT
-from trainers import contents, starter, stop_in
+from helpers.run_files import contents
+from helpers.scripts import ROOT
+from helpers.trainers import starter, stop_in
 
 from vlmface import run_dir
 from vlmface.errors import UserError

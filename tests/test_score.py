@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import ABOUT, AUS, SPACE, random_rows
+from helpers.fake_run import ABOUT, AUS, SPACE, random_rows
+from helpers.run_files import PREDICTION, read_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures.ferbench import ADJECTIVES, NOUNS, question
-from miniatures.records import write_json, write_lines
+from miniatures.records import NOT_RECORDS, write_json, write_lines
 
 from vlmface import cli
 from vlmface.data.records import records
@@ -52,7 +52,7 @@ def score(path: Path, format: str, *words: str) -> Path:
 
 
 def results(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    scores = json.loads((out / "metrics.json").read_text())
+    scores = read_metrics(out)
     return scores, answering.read_lines(out / "predictions.jsonl")
 
 
@@ -250,17 +250,7 @@ def test_both_accuracies_their_denominators_and_the_printed_table(tmp_path, caps
         "ambiguous",
     ]
     assert scores["parse"]["none"] == 3 / 8
-    assert set(lines[0]) == {
-        "id",
-        "image",
-        "truth",
-        "text",
-        "label",
-        "status",
-        "aus",
-        "probabilities",
-        "latency_s",
-    }
+    assert set(lines[0]) == PREDICTION
     different = answering.read_lines(out / "disagreements.jsonl")
     assert [(one["id"][-12:-8], one["right"], one["reason"]) for one in different] == [
         ("0002", "ours", "searched the reasoning: sadness"),
@@ -639,10 +629,8 @@ def test_an_id_that_occurs_twice(tmp_path, format):
         (b"7", "expected a list of records|expected a record"),
         (b'["a"]', "expected a record"),
         (b"\xff{}", "is not UTF-8"),
-        (b"[" * 200000, "nested too deeply"),
-        (b'[{"id": ' + b"9" * 5000 + b"}]", "not JSON"),
         (b'{"id": "\\ud83d"}', "half of a|expected a list of records"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        *NOT_RECORDS,
     ],
 )
 def test_a_file_that_is_something_else(tmp_path, format, content, message, capsys):

@@ -21,16 +21,18 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Recipe
-from samples import picture
+from helpers.run_files import read_metrics
+from helpers.samples import picture
+from helpers.scripts import Recipe
 
 from vlmface import manifest
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.evaluate import run as evaluation
 from vlmface.infer import Predictor
-from vlmface.serving import vllm
-from vlmface.serving.vllm import Generation
+from vlmface.serving import parity, vllm
+from vlmface.serving import plan as serve_plan
+from vlmface.serving.parity import Generation
 from vlmface.utils.images import data_uri
 
 VLLM = os.environ.get("VLLM") or shutil.which("vllm")
@@ -63,12 +65,12 @@ def adapters(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [folder / "one", folder / "two"]
 
 
-def plan(*runs: Any, **how: Any) -> vllm.ServePlan:
+def plan(*runs: Any, **how: Any) -> serve_plan.ServePlan:
     fixed: dict[str, Any] = {"vllm": "vllm", "host": "127.0.0.1", "port": 8000, "gpu": False}
-    return vllm.make_plan([str(run) for run in runs], vllm.ServeOptions(**fixed | how))
+    return serve_plan.make_plan([str(run) for run in runs], serve_plan.ServeOptions(**fixed | how))
 
 
-def flag(made: vllm.ServePlan, name: str) -> str:
+def flag(made: serve_plan.ServePlan, name: str) -> str:
     return made.command[made.command.index(f"--{name}") + 1]
 
 
@@ -149,7 +151,7 @@ def test_a_key_is_no_word_of_the_command(
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     made = plan(adapters[0])
     with pytest.raises(UserError, match="the server rejects one: no"):
-        vllm.generate_remote(made, "one", adapters[0], PICTURES[:1])
+        parity.generate_remote(made, "one", adapters[0], PICTURES[:1])
     assert asked == [{"Authorization": "Bearer secret"}]
     assert "secret" not in made.as_shell() + vllm.curl_example(made)
     assert "Bearer $VLLM_API_KEY" in vllm.curl_example(made)
@@ -199,10 +201,10 @@ def behind(**changes: Any) -> list[Generation]:
 
 
 def test_rounding_is_no_difference() -> None:
-    assert vllm.check_parity([GOOD], [GOOD], "run") == 0
+    assert parity.check_parity([GOOD], [GOOD], "run") == 0
     near = behind(log_probs=[-0.10005, -0.2, -0.3])
-    assert vllm.check_parity([GOOD], near, "run") == pytest.approx(5e-5 / 3)
-    assert vllm.check_parity([GOOD], behind(ids=[5, 6, 8]), "run") == 0  # a tie
+    assert parity.check_parity([GOOD], near, "run") == pytest.approx(5e-5 / 3)
+    assert parity.check_parity([GOOD], behind(ids=[5, 6, 8]), "run") == 0  # a tie
 
 
 @pytest.mark.parametrize(
@@ -221,11 +223,11 @@ def test_rounding_is_no_difference() -> None:
 )
 def test_a_server_that_is_not_the_run(changes: dict[str, Any], why: str) -> None:
     with pytest.raises(UserError, match=why):
-        vllm.check_parity([GOOD], behind(**changes), "run")
+        parity.check_parity([GOOD], behind(**changes), "run")
 
 
 def test_what_is_compared_is_what_the_run_answers(run_dir: Path) -> None:
-    here = vllm.generate_local(run_dir, PICTURES[:2], "float32")
+    here = parity.generate_local(run_dir, PICTURES[:2], "float32")
     with Predictor.load(run_dir) as predictor:
         said = predictor.predict(PICTURES[:2], faces="none")
     tokenizer = predictor.backend.model.processor.tokenizer  # type: ignore[attr-defined]
@@ -239,14 +241,14 @@ def test_an_adapter_without_effect_is_noticed(
     adapters: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(adapters[0])
-    monkeypatch.setattr(vllm, "generate_remote", lambda *a: behind())
+    monkeypatch.setattr(parity, "generate_remote", lambda *a: behind())
     for there in (behind(), behind(log_probs=[-0.10005, -0.2, -0.3])):  # rounding is no effect
         with pytest.raises(UserError, match="the adapter of one has no effect"):
-            vllm.check_adapter_active(made, "one", [GOOD], there, PICTURES[:1])
+            parity.check_adapter_active(made, "one", [GOOD], there, PICTURES[:1])
     with pytest.raises(UserError, match="the adapter of one has no effect"):
-        vllm.check_adapter_active(made, "one", [GOOD], behind(log_probs=[float("nan")] * 3), [])
-    vllm.check_adapter_active(made, "one", [GOOD], behind(log_probs=[-0.2, -0.2, -0.3]), [])
-    vllm.check_adapter_active(made, "one", [GOOD], behind(ids=[5, 6, 8]), [])
+        parity.check_adapter_active(made, "one", [GOOD], behind(log_probs=[float("nan")] * 3), [])
+    parity.check_adapter_active(made, "one", [GOOD], behind(log_probs=[-0.2, -0.2, -0.3]), [])
+    parity.check_adapter_active(made, "one", [GOOD], behind(ids=[5, 6, 8]), [])
 
 
 # --- the real one ---------------------------------------------------------------------------------
@@ -337,9 +339,7 @@ def test_figures_behind_the_server_are_the_local_ones(
         str(tmp_path / "there"),
     ]
     assert evaluation.main(local) == 0 and evaluation.main(there) == 0
-    here, served = (
-        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("here", "there")
-    )
+    here, served = (read_metrics(tmp_path / name) for name in ("here", "there"))
     for part in ("emotion", "au", "parse"):
         assert here[part] == served[part]
 

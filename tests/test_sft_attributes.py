@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import llava
 from datasets import concatenate_datasets
-from samples import load_script, rows
+from helpers.checkpoints import llava
+from helpers.run_files import read_metrics
+from helpers.samples import rows
+from helpers.scripts import load_script
 
 from vlmface import benchmarks, manifest, prompts
 from vlmface.cli import main as vlmface
@@ -109,7 +111,7 @@ def test_a_run_answers_every_question_it_was_trained_on(run_dir: Path) -> None:
     ]
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["prompt"] for line in lines] == list(ASKED) * 12
-    scores = json.loads((run_dir / "metrics.json").read_text())
+    scores = read_metrics(run_dir)
     assert scores["train"]["n_by_prompt"] == dict.fromkeys(ASKED, 40)
     after = scores["after"]
     assert set(after["attributes"]) == {"gender", "age_group", "race"} and "emotion" in after
@@ -131,8 +133,8 @@ def test_a_later_evaluation_and_another_question(
     evaluate = load_script("eval/run.py").main
     words = ["--benchmark", "synth_attributes", "--model", str(run_dir), "--n", "12"]
     assert evaluate([*words, "--output_dir", str(tmp_path / "again")]) == 0
-    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
-    trained = json.loads((run_dir / "metrics.json").read_text())["after"]
+    again = read_metrics(tmp_path / "again")
+    trained = read_metrics(run_dir)["after"]
     for name in ("emotion", "attributes"):
         assert again[name] == trained[name]
     predictor = LocalModel.load(run_dir, prompt="synth_ancestry")
@@ -158,7 +160,7 @@ def test_what_cannot_be_scored_is_refused(attributes: Any, tmp_path: Path) -> No
 def test_one_question_gives_the_shape_of_one(attributes: Any, tmp_path: Path) -> None:
     words = ("--prompt", "facescan_gender", "--balance_by", "labels")
     assert attributes(tmp_path / "run", *words) == 0
-    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    scores = read_metrics(tmp_path / "run")
     assert scores["after"]["prompt"]["id"] == "facescan_gender"
     assert list(scores["after"]["attributes"]) == ["gender"] and "emotion" not in scores["after"]
 

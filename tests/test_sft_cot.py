@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from conftest import Recipe
-from samples import ROOT, picture, rows
+from helpers import training
+from helpers.checkpoints import llava
+from helpers.run_files import PREDICTION, adapter, losses, read_metrics, training_log
+from helpers.samples import picture, rows
+from helpers.scripts import ROOT, Recipe, environment, kill_once
+from helpers.trainers import interrupted
 
-from vlmface import encode, manifest, prompts
+from vlmface import encode, manifest
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.infer.local import LocalModel
 from vlmface.run_dir import read_log, truncate_log
-from vlmface.train import sft
-from vlmface.train.rows import encode_rows
-from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in log(folder)]
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "adapter_model.safetensors")
-
 
 # --- what a run leaves ----------------------------------------------------------------------------
 
@@ -72,10 +53,10 @@ def test_a_run_folder_is_complete(run_dir: Path) -> None:
 
 
 def test_the_model_learns_and_the_log_says_so(run_dir: Path) -> None:
-    lines = log(run_dir)
+    lines = training_log(run_dir)
     assert [line["step"] for line in lines] == list(range(1, 13))  # 2 epochs of 6 steps
     assert losses(run_dir)[-1] < losses(run_dir)[0] - 0.2
-    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    train = read_metrics(run_dir)["train"]
     assert train["steps"] == 12
     assert (train["loss_first"], train["loss_last"]) == (lines[0]["loss"], lines[-1]["loss"])
     assert train["n"] == 48 and train["skipped"] == {}
@@ -88,23 +69,11 @@ def test_predictions_before_and_after_are_of_the_same_faces(run_dir: Path) -> No
     after = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["id"] for line in before] == [line["id"] for line in after]
     assert len(after) == 8
-    assert set(after[0]) == {
-        "id",
-        "image",
-        "subject",
-        "truth",
-        "prompt",
-        "text",
-        "label",
-        "status",
-        "aus",
-        "probabilities",
-        "latency_s",
-    }
+    assert set(after[0]) == PREDICTION | {"subject", "prompt"}
     truth = after[0]["truth"]
     assert set(map(int, truth["aus"])) <= set(truth["annotated_aus"])
     assert sum(after[0]["probabilities"].values()) == pytest.approx(1)
-    scores = json.loads((run_dir / "metrics.json").read_text())
+    scores = read_metrics(run_dir)
     assert scores["before"]["n"] == scores["after"]["n"] == scores["paired"]["n"] == 8
 
 
@@ -132,7 +101,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(tmp_path: Path, sft_co
     assert sft_cot(tmp_path / "run", *words) == 0
     found, (prompt,) = manifest.load(tmp_path / "run")
     assert (prompt.id, found.dataset["name"], found.dataset["n"]) == ("expllm_words", "expllm", 4)
-    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
+    scores = read_metrics(tmp_path / "run")["after"]
     assert (scores["benchmark"], scores["n"], "au" in scores) == ("rafdb", 2, False)
 
 
@@ -163,8 +132,8 @@ def test_a_run_that_failed_at_its_report_is_finished(
 def test_a_run_shorter_than_the_logging_interval_is_logged(sft_cot: Recipe, tmp_path: Path) -> None:
     words = ("--logging_steps", "100", "--save_steps", "100", "--epochs", "1")
     assert sft_cot(tmp_path, *words) == 0
-    train = json.loads((tmp_path / "metrics.json").read_text())["train"]
-    assert [line["step"] for line in log(tmp_path)] == [6]
+    train = read_metrics(tmp_path)["train"]
+    assert [line["step"] for line in training_log(tmp_path)] == [6]
     assert train["samples_per_s"] > 0 and train["loss_last"] > 0
 
 
@@ -178,52 +147,25 @@ def test_a_misspelt_setting_is_refused(run_dir: Path, sft_cot: Recipe) -> None:
         sft_cot(run_dir, "--epoch", "3")
 
 
-@pytest.fixture
-def interrupted_at() -> Iterator[Any]:
-    """Makes training stop like Ctrl-C in the middle of the given step."""
-    from vlmface.train.trainer import SupervisedTrainer
-
-    original = SupervisedTrainer.training_step
-
-    def arm(step: int) -> None:
-        def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.state.global_step == step - 1:
-                raise KeyboardInterrupt
-            return original(self, *args, **kwargs)
-
-        SupervisedTrainer.training_step = training_step
-
-    def disarm() -> None:
-        SupervisedTrainer.training_step = original
-
-    yield arm, disarm
-    disarm()
-
-
 def test_resumed_equals_uninterrupted(
-    run_dir: Path,
-    sft_cot: Recipe,
-    tmp_path: Path,
-    interrupted_at: Any,
-    capsys: pytest.CaptureFixture[str],
+    run_dir: Path, sft_cot: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two interruptions, in the middle of an epoch and in the next one, with dropout on."""
-    arm, disarm = interrupted_at
     for step in (6, 11):
-        arm(step)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted("sft", step):
             sft_cot(tmp_path)
     # A kill while a checkpoint was written: it has weights, but was never finished.
     half = tmp_path / "checkpoints" / "checkpoint-10"
     shutil.copytree(tmp_path / "checkpoints" / "checkpoint-8", half)
     (half / "complete").unlink()
     (half / "optimizer.pt").write_bytes(b"half")
-    disarm()
     answered = (tmp_path / "predictions_before.jsonl").stat().st_mtime_ns
     assert sft_cot(tmp_path) == 0
     assert f"resuming from {tmp_path / 'checkpoints' / 'checkpoint-8'}" in capsys.readouterr().out
     assert (tmp_path / "predictions_before.jsonl").stat().st_mtime_ns == answered
-    assert [line["step"] for line in log(tmp_path)] == [line["step"] for line in log(run_dir)]
+    assert [line["step"] for line in training_log(tmp_path)] == [
+        line["step"] for line in training_log(run_dir)
+    ]
     assert losses(tmp_path) == pytest.approx(losses(run_dir), abs=1e-4)
     resumed, whole = adapter(tmp_path), adapter(run_dir)
     for name, tensor in whole.items():
@@ -247,15 +189,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         )
     ]
     command = [sys.executable, str(ROOT / "recipes/sft_cot.py"), *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment)
-    while not list((tmp_path / "checkpoints").glob("checkpoint-*/complete")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_once(lambda: list(tmp_path.glob("checkpoints/*/complete")), command, environment())
     assert not (tmp_path / "metrics.json").exists()
-    subprocess.run(command, env=environment, check=True)
+    subprocess.run(command, env=environment(), check=True)
     assert losses(tmp_path) == pytest.approx(losses(run_dir), abs=1e-4)
 
 
@@ -274,30 +210,9 @@ def test_merged_equals_adapter(run_dir: Path) -> None:
     assert (found - untrained).abs().max() > 0.1
 
 
-def settings_for(base: Path, folder: Path, **changes: Any) -> SFTSettings:
-    fixed: dict[str, Any] = {
-        "base_model": str(base),
-        "dataset": "test",
-        "benchmark": "synth",
-        "prompt": "face_cot",
-        "limitations": "",
-        "output_dir": str(folder),
-        "batch_size": 4,
-        "epochs": 2,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_steps": 100,
-        "lora_dropout": 0.0,
-    }
-    return SFTSettings(**fixed | changes)
-
-
 def train(base: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    processor = llava.load_processor(base)
-    encoded, _ = encode_rows(
-        rows(12), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
-    )
-    return sft.train(base, processor, llava, encoded, settings_for(base, folder, **changes))
+    fixed: dict[str, Any] = {"batch_size": 4, "epochs": 2, "learning_rate": 1e-3, "save_steps": 100}
+    return training.train(base, folder, rows(12), lora_dropout=0.0, **fixed | changes)
 
 
 def test_cached_features_train_as_pixels_do(base: Path, tmp_path: Path) -> None:
@@ -344,9 +259,7 @@ def test_the_loss_is_the_mean_over_all_supervised_tokens(base: Path, tmp_path: P
     """The first logged loss against the model's own loss with the whole head, in one batch and in
     two accumulated ones of different lengths."""
     processor = llava.load_processor(base)
-    encoded, _ = encode_rows(
-        rows(12), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
-    )
+    encoded = training.encode_all(processor, llava, rows(12))
     batch = encode.Collator(processor, llava)(list(encoded))
     batch.pop("row")
     with torch.no_grad():

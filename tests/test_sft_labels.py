@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.run_files import read_metrics
+from helpers.scripts import load_script, to_argv
 from miniatures import emotic
-from samples import load_script
 
 from vlmface import manifest
 from vlmface.errors import UserError
@@ -47,12 +48,12 @@ def train(base: Path, folder: Path, *words: str) -> int:
         "train_embeddings": True,
         "max_length": 1024,
     }
-    argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
+    argv = to_argv(fixed)
     return load_script("recipes/sft_attributes.py").main([*argv, *words])
 
 
 def test_rows_with_several_labels_are_learnt(run_dir: Path) -> None:
-    scores = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    scores = read_metrics(run_dir)
     assert scores["train"]["n_by_prompt"] == {"emotic": 3} and scores["train"]["skipped"] == {}
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     true = [person[3] for person in emotic.PEOPLE["train"]]
@@ -88,7 +89,7 @@ def test_the_benchmark_ranks_people_by_likelihoods(
     ]
     assert evaluate(words) == 0
     assert "mAP" in capsys.readouterr().out
-    scores = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    scores = read_metrics(tmp_path / "out")
     block = scores["labels"]
     assert block["n"] == 2 and 0 < block["map"] <= 1
     assert {k for k, one in block["per_label"].items() if one["ap"] is not None} == {
@@ -120,7 +121,7 @@ def test_what_was_learnt_can_be_rewarded(run_dir: Path, tmp_path: Path) -> None:
         "warmup_steps": 0,
         "max_new_tokens": 40,
     }
-    argv = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    argv = to_argv(words)
     assert load_script("recipes/grpo.py").main(argv) == 0
     log = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     lines = [json.loads(line) for line in log]
@@ -135,7 +136,5 @@ def test_labels_that_occur_together_cannot_be_balanced(base: Path, tmp_path: Pat
     (tmp_path / "seen.yaml").write_text(
         "{id: seen, dataset: emotic, split: train, label_space: emotic26, source: test}"
     )
-    with pytest.raises(
-        UserError, match="balance_by is 'labels', but emotic asks for several labels"
-    ):
+    with pytest.raises(UserError, match="balance_by is 'labels', but emotic asks for several"):
         train(base, tmp_path, "--balance_by", "labels")

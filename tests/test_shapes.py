@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import random
 import statistics
 from pathlib import Path
@@ -13,23 +12,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+from helpers.run_files import training_log
+from helpers.scripts import load_script, to_argv
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures import dfew, face
 from PIL import Image
-from samples import load_script
 
 from vlmface import label_texts, manifest
 from vlmface.clip import model
 from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.data import crop_cache, crops, detect, shapes
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.row_images import open_images
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.infer.clip import ClipModel
 from vlmface.pipelines import context_ablation
 from vlmface.synth import dataset as synth
 from vlmface.synth import faces as synth_faces
-from vlmface.synth.render import Face, render
+from vlmface.synth.face_parameters import Face
+from vlmface.synth.render import render
 
 VIEWS = crops.parse_views(
     [
@@ -152,7 +154,7 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
     }
     main = load_script("recipes/clip_finetune.py").main
     with pytest.warns(UserWarning, match="no face boxed"):  # DFEW's frames are faces
-        assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+        assert main(to_argv(words)) == 0
     found, (asked,) = manifest.load(tmp_path / "run")
     assert [view.view for view in crops.parse_views(found.views)] == [
         "face",
@@ -165,7 +167,7 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
         found.clip_classifier["num_frames"],
         found.clip_classifier["image"],
     ) == (3, 2, "adapters")
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    log = training_log(tmp_path / "run")
     assert len(log) == 2 and all(np.isfinite(line["loss"]) for line in log)
 
 

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from fake_run import ABOUT, AUS, SPACE, random_rows, row
+from helpers.fake_run import ABOUT, AUS, SPACE, random_rows, row
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats

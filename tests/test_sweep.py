@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.scripts import to_argv
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,24 +25,8 @@ SIX = "face_cot,expllm,expllm_label,r1_omni,facescan_emotion,facescan_boxed_emot
 
 
 def words(run_dir: Path, out: Path) -> list[str]:
-    return [
-        "--models",
-        str(run_dir),
-        "--prompts",
-        SIX,
-        "--n_validation",
-        "16",
-        "--n_test",
-        "12",
-        "--n_orders",
-        "6",
-        "--orders",
-        "2",
-        "--max_new_tokens",
-        "24",
-        "--output_dir",
-        str(out),
-    ]
+    sizes = {"n_validation": 16, "n_test": 12, "n_orders": 6, "orders": 2, "max_new_tokens": 24}
+    return to_argv({"models": run_dir, "prompts": SIX, **sizes, "output_dir": out})
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,15 @@ from __future__ import annotations
 import collections
 import hashlib
 import io
-import json
 
 import numpy as np
 import pytest
+from helpers.rendered import check_copy
 from PIL import Image
 
 from vlmface import data, facs
 from vlmface.cli import main
-from vlmface.data import check
-from vlmface.data.rows import with_still_images
-from vlmface.errors import UserError
+from vlmface.data.dataset_rows import with_still_images
 from vlmface.label_spaces import EMOTIONS
 from vlmface.schema import FaceSample
 from vlmface.synth import clips
@@ -23,11 +21,7 @@ from vlmface.synth.expressions import affect, intensity, strength
 from vlmface.synth.head import head_model
 from vlmface.synth.render import render
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")
@@ -234,35 +228,9 @@ def test_the_number_of_frames_is_part_of_what_is_cached(cache):
     assert few != many
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        ({"split": "pretrain"}, "no split 'pretrain'.*train, validation, test"),
-        ({"n": -1}, "1 to 10,000,000 clips, not -1"),
-        ({"size": 513}, "32 to 512 pixels, not 513"),
-        ({"num_frames": 15}, "16 to 64 frames, not 15"),
-        ({"num_frames": 65}, "16 to 64 frames, not 65"),
-        ({"seed": -1}, "seed is -1, but must be a whole number at least 0"),
-        ({"root": "/somewhere"}, "rendered, not read"),
-    ],
-)
-def test_bad_arguments_are_named(call, message):
-    with pytest.raises(UserError, match=message):
-        data.load("synth_clips", **{"split": "test", "n": 3} | call)
-
-
 def test_a_copy_can_be_checked(tmp_path):
-    report = check.check(
-        "synth_clips",
-        None,
-        tmp_path,
-        splits=["test"],
-        workers=1,
-        progress=False,
-        options={"n": 4, "size": 32},
-    )
-    assert report["errors"] == [] and report["splits"]["test"]["files"] == 64
-    assert json.loads((tmp_path / "check.json").read_text())["name"] == "synth_clips"
+    report = check_copy("synth_clips", tmp_path, {"n": 4, "size": 32})
+    assert report["splits"]["test"]["files"] == 64
 
 
 @pytest.mark.parametrize(("name", "size"), [("synth_clips", "32"), ("synth_scenes", "64")])

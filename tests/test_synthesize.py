@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.run_files import read_metrics
+from helpers.scripts import load_script, to_argv
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import load_script
 
 from vlmface import data, facs, prompts
 from vlmface.answers import Answer
@@ -167,7 +168,7 @@ def recipe() -> Recipe:
             "temperature": 0.7,
             "balance_by": "null",
         }
-        return main([w for k, v in (fixed | fields).items() for w in (f"--{k}", str(v))])
+        return main(to_argv(fixed | fields))
 
     return run
 
@@ -184,7 +185,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> None:
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     from vlmface.train.rows import encode_rows
 
@@ -379,7 +380,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     mixture = (out / "round2" / "mixture.yaml").read_text()
     assert "dataset: synth" in mixture and "round1/synthetic" in mixture
     kept = summary(out / "round1" / "synthetic")["counts"]["kept"]
-    trained = json.loads((out / "round2" / "sft" / "metrics.json").read_text())["train"]
+    trained = read_metrics(out / "round2" / "sft")["train"]
     assert trained["n"] == 8 + kept
     result = json.loads((out / "compare.json").read_text())
     assert [run["name"] for run in result["runs"]] == [

@@ -92,6 +92,8 @@ def test_presence_and_intensity_next_to_each_other(folder):
         {4: (False, pytest.approx(0.7)), 9: (False, 0.5)},
     ]
     with pytest.raises(UserError, match="au_intensities= is for columns next to those of presence"):
+        data.load("table", path, au_intensities="*_r")
+    with pytest.raises(UserError, match="au_intensities= is for columns next to those of presence"):
         data.load("table", path, aus="*_c", au_intensities="*_r", au_values="intensity")
 
 

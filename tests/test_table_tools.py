@@ -73,6 +73,20 @@ def test_openface_of_single_pictures(tmp_path):
         data.load("table", tmp_path / "processed", tool="openface", images=images)
 
 
+def test_tables_without_some_of_the_usual_columns(tmp_path):
+    face_tools.write_openface(tmp_path)
+    path = tmp_path / "processed" / "clip.csv"
+    whole = path.read_text()
+    options = {"tool": "openface", "images": str(tmp_path / "videos")}
+    path.write_text(whole.replace("_c", "_c_of_another"))
+    rows = data.load("table", path, **options)
+    assert units(rows[0]) == {1: (False, pytest.approx(0.4)), 12: (True, pytest.approx(3.2))}
+    path.write_text(whole.replace("AU", "unit"))
+    with pytest.warns(UserWarning, match="no column was read as a label"):
+        rows = data.load("table", path, **options)
+    assert len(rows) == 4 and rows["aus"] == [None] * 4
+
+
 def test_openface_needs_its_pictures(tmp_path):
     face_tools.write_openface(tmp_path)
     with pytest.raises(

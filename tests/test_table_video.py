@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import videos
+from helpers import videos
 from miniatures import face, text
 from miniatures.records import write_lines
 from PIL import Image

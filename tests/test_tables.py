@@ -42,9 +42,12 @@ def test_latex_is_escaped_and_whole() -> None:
     assert r"50\%\_best \& \{new\} & 87.5 [86.0, 89.0]" in text
     assert text.count(r"\begin") == text.count(r"\end") == 2
     assert r"\caption{rafdb\_x," in text
-    body = [line for line in text.splitlines() if line.startswith("    ") and "&" in line]
+    body = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert len(body) == 1 + len(rows)
     for line in body:
-        assert len(re.findall(r"(?<!\\)&", line.partition(r" \\")[0])) == 3, line
+        assert len(re.findall(r"(?<!\\)&", line)) == 3, line
+    comments = [line for line in text.splitlines() if line.startswith("% ")]
+    assert len(comments) == len(rows) and "POSTER V2" in text
 
 
 @pytest.mark.parametrize("name", sorted(load_published()))

@@ -112,31 +112,21 @@ def test_sha_changes_with_any_content() -> None:
     assert dataclasses.replace(SPACE, source="elsewhere").sha == SPACE.sha
 
 
+CODES: dict[str, dict[int, str | None]] = {
+    "rafdb": {1: "surprise", 6: "anger", 7: "neutral"},
+    "affectnet": {0: "neutral", 5: "disgust", 6: "anger", 7: "contempt", 9: None},
+    "affectnet_sample": {1: "neutral", 8: "contempt"},
+    "fer2013": {0: "anger", 6: "neutral"},
+    "ferplus": {2: "surprise", 8: None},
+    "ckplus": {1: "anger", 7: "surprise"},
+    "dfew": {1: "happiness", 7: "fear"},
+    "affwild2": {1: "anger", 7: None, -1: None},
+}
+
+
 @pytest.mark.parametrize(
     ("coding", "code", "emotion"),
-    [
-        ("rafdb", 1, "surprise"),
-        ("rafdb", 6, "anger"),
-        ("rafdb", 7, "neutral"),
-        ("affectnet", 0, "neutral"),
-        ("affectnet", 5, "disgust"),
-        ("affectnet", 6, "anger"),
-        ("affectnet", 7, "contempt"),
-        ("affectnet", 9, None),
-        ("affectnet_sample", 1, "neutral"),
-        ("affectnet_sample", 8, "contempt"),
-        ("fer2013", 0, "anger"),
-        ("fer2013", 6, "neutral"),
-        ("ferplus", 2, "surprise"),
-        ("ferplus", 8, None),
-        ("ckplus", 1, "anger"),
-        ("ckplus", 7, "surprise"),
-        ("dfew", 1, "happiness"),
-        ("dfew", 7, "fear"),
-        ("affwild2", 1, "anger"),
-        ("affwild2", 7, None),
-        ("affwild2", -1, None),
-    ],
+    [(name, code, emotion) for name, codes in CODES.items() for code, emotion in codes.items()],
 )
 def test_codings(coding: str, code: int, emotion: str | None) -> None:
     assert label_spaces.CODINGS[coding].decode(code) == emotion

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS, llava
-from conftest import Recipe
 from datasets import concatenate_datasets
-from samples import picture, rows
+from helpers.checkpoints import BUILDERS, llava
+from helpers.run_files import read_metrics
+from helpers.samples import picture, rows
+from helpers.scripts import Recipe
 
 from vlmface import encode, families, prompts
 from vlmface.errors import SkippedSampleError, UserError
@@ -130,5 +131,5 @@ def test_the_recipe_trains_on_both(sft_cot: Recipe, tmp_path: Path, cache: str) 
     words = ("--n_train", "12", "--text_only_data", str(path), "--epochs", "1", "--batch_size", "4")
     how = ("--vision_tower", "frozen", "--cache_features", cache)
     assert sft_cot(run, *words, *how) == 0
-    train = json.loads((run / "metrics.json").read_text())["train"]
+    train = read_metrics(run)["train"]
     assert train["n"] == 16 and train["steps"] == 4

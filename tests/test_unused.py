@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script, to_argv
 from test_ranges import SETTINGS, sample
 
 from vlmface import manifest
@@ -69,12 +69,12 @@ def unread(cls: type, words: dict[str, Any], main: Any) -> set[str]:
     with recorded(cls) as read, pytest.MonkeyPatch.context() as patch:
         plain = config.load_config
 
-        def parse(*args: Any, **kwargs: Any) -> Any:
+        def load_config(*args: Any, **kwargs: Any) -> Any:
             made.append(plain(*args, **kwargs))
             return made[-1]
 
-        patch.setattr(config, "parse", parse)
-        assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+        patch.setattr(config, "load_config", load_config)
+        assert main(to_argv(words)) == 0
         reported = {one.name for one in made[0].unused()}
     return {field.name for field in dataclasses.fields(cls)} - read - reported
 
@@ -193,7 +193,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("context_vlm", FULL, {"train_embeddings": True}),
     *[("grpo", FULL, {name: 4}) for name in LORA],
     ("grpo", {"lr_scheduler": "constant"}, {"warmup_steps": 5}),
-    ("grpo", {"scale_rewards": "group"}, {"label_weight_power": 1}),
+    *[
+        (recipe, {"balance_by": "labels"}, {"label_weight_power": 1})
+        for recipe in ("sft_attributes", "grpo", "clip_finetune")
+    ],
+    ("clip_finetune", {"soft_labels": True}, {"margins": "ldam"}),
     ("grpo", {"num_iterations": 1}, {"epsilon_high": 0.28}),
     ("grpo", {"num_iterations": 1}, {"epsilon_low": 0.1}),
     *[("clip_finetune", {"image_tower": "full", "head": "text"}, {name: 4}) for name in LORA],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import videos
+from helpers import videos
 from miniatures import face, mafw, raer
 from PIL import Image
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from vlmface import prompts
 from vlmface.data import crop_cache, crops, row_images
-from vlmface.data.rows import Rows, to_dataset, with_still_images
+from vlmface.data.dataset_rows import to_dataset, with_still_images
+from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 from vlmface.utils.images import as_list
 

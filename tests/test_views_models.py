@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS
+from helpers.checkpoints import BUILDERS, log_likelihoods, probabilities
+from helpers.samples import picture
 from PIL import Image
-from samples import picture
 
 from vlmface import encode, families, prompts
 from vlmface.errors import UserError
@@ -69,44 +69,26 @@ def test_a_row_is_what_the_processor_makes_of_it(predictor: LocalModel, row: Any
     assert not torch.equal(swapped["pixel_values"], ours["pixel_values"])
 
 
-def naive(predictor: LocalModel, row: Any, rationale: str = "") -> dict[str, float]:
-    """Log-likelihoods of the labels by one full forward pass a label."""
-    scores = {}
-    for label in predictor.prompt.space.labels:
-        text = predictor.prompt.completion(rationale, label)
-        one = encode.encode(predictor.processor, predictor.family, predictor.messages, row, text)
-        batch = encode.Collator(predictor.processor, predictor.family)([one])
-        labels = batch.pop("labels")[0, 1:]
-        with torch.no_grad():
-            log_p = predictor.model(**batch, use_cache=False).logits[0, :-1].log_softmax(-1)
-        known = labels != encode.IGNORED
-        scores[label] = float(log_p[known].gather(-1, labels[known, None]).sum())
-    return scores
-
-
-def shares(scores: dict[str, float]) -> dict[str, float]:
-    values = torch.tensor(list(scores.values())).softmax(0).tolist()
-    return dict(zip(scores, values, strict=True))
-
-
 def test_a_batch_answers_as_single_rows_and_full_passes_do(predictor: LocalModel) -> None:
     together = predictor.predict(ROWS, batch_size=3)
     apart = predictor.predict(ROWS, batch_size=1)
     assert [p.text for p in together] == [p.text for p in apart]
     for row, one, other in zip(ROWS, together, apart, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
-        assert one.probabilities == pytest.approx(shares(naive(predictor, row)), abs=1e-4)
+        expected = probabilities(log_likelihoods(predictor, row))
+        assert one.probabilities == pytest.approx(expected, abs=1e-4)
     # The second picture is seen, and so is which one is first.
     for other in ([ROWS[0][0], ROWS[2][1]], ROWS[0][::-1]):
-        assert naive(predictor, other) != pytest.approx(naive(predictor, ROWS[0]), abs=1e-4)
+        first = log_likelihoods(predictor, ROWS[0])
+        assert log_likelihoods(predictor, other) != pytest.approx(first, abs=1e-4)
 
 
 def test_scores_behind_a_shared_prefix_are_those_of_full_passes(predictor: LocalModel) -> None:
     found = predictor.score(ROWS, prior=True, batch_size=3)
     for row, scores in zip(ROWS, found, strict=True):
-        assert scores.log_likelihood == pytest.approx(naive(predictor, row), abs=1e-3)
+        assert scores.log_likelihood == pytest.approx(log_likelihoods(predictor, row), abs=1e-3)
         grey = [Image.new("RGB", one.size, (128, 128, 128)) for one in row]
-        assert scores.prior == pytest.approx(naive(predictor, grey), abs=1e-3)
+        assert scores.prior == pytest.approx(log_likelihoods(predictor, grey), abs=1e-3)
     *_, last = predictor.stream(ROWS[0])
     assert not isinstance(last, str)
     assert last.text == predictor.predict(ROWS[:1])[0].text

@@ -16,9 +16,10 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Recipe
-from fake_teacher import FakeTeacher, Reply
-from samples import FACES, load_script
+from helpers.fake_teacher import FakeTeacher, Reply
+from helpers.run_files import training_log
+from helpers.samples import FACES
+from helpers.scripts import Recipe, load_script, to_argv
 
 from vlmface import prompts
 from vlmface.errors import UserError
@@ -94,21 +95,9 @@ def test_a_server_that_is_gone_is_tried_again(tmp_path: Path) -> None:
 
 def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_path: Path) -> None:
     main = load_script("recipes/grpo.py").main  # memorised trains the projector, too
+    words = {"n_train": 4, "n_eval": 2, "output_dir": tmp_path}
     with pytest.raises(UserError, match="projector: full"):
-        main(
-            [
-                "--init_from",
-                str(memorised),
-                "--vllm_url",
-                "http://127.0.0.1:1/v1",
-                "--n_train",
-                "4",
-                "--n_eval",
-                "2",
-                "--output_dir",
-                str(tmp_path),
-            ]
-        )
+        main(to_argv({"init_from": memorised, "vllm_url": "http://127.0.0.1:1/v1"} | words))
 
 
 # --- the real one ---------------------------------------------------------------------------------
@@ -117,7 +106,7 @@ def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_p
 @pytest.fixture(scope="module")
 def start(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a small Qwen2.5-VL with a LoRA in the language model, of heads that vLLM knows."""
-    from checkpoints import qwen_vl
+    from helpers.checkpoints import qwen_vl
 
     folder = tmp_path_factory.mktemp("qwen")
     corpus = [rules.write(aus, emotion, seed=seed) for aus, emotion in FACES for seed in range(20)]
@@ -132,7 +121,7 @@ def start(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "epochs": 10,
         "lora_dropout": 0.0,
     }
-    assert sft_cot(folder / "run", *(w for k, v in words.items() for w in (f"--{k}", str(v)))) == 0
+    assert sft_cot(folder / "run", *to_argv(words)) == 0
     return folder / "run"
 
 
@@ -223,11 +212,11 @@ def words(start: Path, url: str, output: Path, **changes: Any) -> list[str]:
         "max_logprob_drift": 1e-4,
         "rewards": "{repetition: 1, length_penalty: {words: 5}}",
     }
-    return [w for k, v in (fixed | changes).items() for w in (f"--{k}", str(v))]
+    return to_argv(fixed | changes)
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return training_log(folder)
 
 
 @REAL

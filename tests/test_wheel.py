@@ -10,7 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from samples import ROOT
+from helpers.run_files import read_metrics
+from helpers.scripts import ROOT, to_argv
 
 pytestmark = pytest.mark.slow
 SHORT = {"n_train": 32, "n_eval": 8, "epochs": 1, "max_new_tokens": 40}
@@ -64,11 +65,11 @@ print(predictor.predict([face])[0].text)
 
 def test_it_trains_evaluates_and_reports(site: Path, tmp_path: Path) -> None:
     """`vlmface train`, `vlmface eval` and `vlmface demo` in an empty folder."""
-    words = [word for name, value in SHORT.items() for word in (f"--{name}", str(value))]
+    words = to_argv(SHORT)
     shown = run(site, tmp_path, "-m", "vlmface", "train", "sft_cot", *words)
     folder = tmp_path / "runs/sft_cot"
     assert "runs/sft_cot" in shown and (folder / "report.html").exists()
-    scores = json.loads((folder / "metrics.json").read_text())
+    scores = read_metrics(folder)
     assert scores["train"]["n"] == 32 and scores["after"]["n"] == 8
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "-m", "vlmface", "train"]
     again = run(site, tmp_path, *launch, "sft_cot", *words)  # the same command under a launcher

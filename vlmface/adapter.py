@@ -32,7 +32,7 @@ def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
     from peft import PeftModel
 
     run = Path(run)
-    _check(run)
+    read_config(run)
     try:
         adapted = PeftModel.from_pretrained(
             model, str(run), is_trainable=trainable, local_files_only=True
@@ -47,7 +47,19 @@ def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
     return adapted if trainable else adapted.eval()
 
 
-def _check(run: Path) -> None:
+def read_config(run: str | Path) -> dict[str, Any]:
+    """The configuration of the LoRA adapter in a folder.
+
+    Args:
+        run: The folder.
+
+    Returns:
+        The content of adapter_config.json, of which r, lora_alpha and lora_dropout are numbers.
+
+    Raises:
+        UserError: A file is missing, or is not of a LoRA adapter.
+    """
+    run = Path(run)
     for name in (CONFIG, WEIGHTS):
         if not (run / name).is_file():
             raise UserError(f"{run} lacks {name}: restore it, or train again")
@@ -59,3 +71,7 @@ def _check(run: Path) -> None:
         raise UserError(f"{run / CONFIG} is not the configuration of a LoRA adapter: restore it")
     if config.get("megatron_config"):  # peft imports the module that it names
         raise UserError(f"{run / CONFIG} has a megatron_config, which no recipe writes: restore it")
+    for name in ("r", "lora_alpha", "lora_dropout"):
+        if type(config.get(name)) not in (int, float):
+            raise UserError(f"{run / CONFIG}: {name} is {config.get(name)!r}: restore it")
+    return config

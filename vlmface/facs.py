@@ -147,6 +147,7 @@ class Prototype:
 
     @property
     def core_aus(self) -> tuple[int, ...]:
+        """The AUs of its core, sorted."""
         return tuple(sorted(au for group in self.core for au in group))
 
     @property

@@ -15,8 +15,6 @@ A label space is a YAML file; `prompts/label_spaces/` has the built-in ones:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -29,7 +27,7 @@ import regex
 
 from vlmface.errors import UserError
 from vlmface.registry import Registry
-from vlmface.resources import definitions, is_yaml, read_yaml
+from vlmface.resources import content_sha, definitions, is_yaml, read_yaml
 
 # Fields of FaceSample that a label space may name.
 FIELDS = ("emotion", "context", "gender", "age_group", "race")
@@ -81,8 +79,7 @@ class LabelSpace:
     def sha(self) -> str:
         """12 hex digits of the canonical JSON of id, field, labels and aliases."""
         content = {"id": self.id, "field": self.field, "labels": self.labels}
-        text = json.dumps({**content, "aliases": self.aliases}, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return content_sha({**content, "aliases": self.aliases})
 
     @cached_property
     def index(self) -> dict[str, str]:
@@ -288,17 +285,20 @@ def _resolve_built_in(space: LabelSpace, where: str) -> LabelSpace:
     return space
 
 
-def space(name: str | Path) -> LabelSpace:
+def space(name: str | Path | LabelSpace) -> LabelSpace:
     """The label space of a name.
 
     Args:
         name: A built-in id, the path of a YAML file, or an entry point of the group
             `vlmface.label_spaces` in an installed package, which refers to a LabelSpace or to the
-            path of a YAML file (`engagement3 = "my_package:ENGAGEMENT"`).
+            path of a YAML file (`engagement3 = "my_package:ENGAGEMENT"`). A label space is returned
+            as it is.
 
     Raises:
         UserError: There is no such label space, or its file is not valid.
     """
+    if isinstance(name, LabelSpace):
+        return name
     if is_yaml(name):
         return read(name)
     item = REGISTRY.get(str(name))

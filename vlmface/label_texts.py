@@ -7,8 +7,6 @@ where the label is true.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,7 +18,7 @@ from vlmface import facs, label_spaces, prompts
 from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.registry import Registry
-from vlmface.resources import definitions, read_yaml
+from vlmface.resources import content_sha, definitions, read_yaml
 from vlmface.utils import config
 
 FOLDER = "prompts/clip"
@@ -62,22 +60,20 @@ class LabelTexts:
     @cached_property
     def space(self) -> label_spaces.LabelSpace:
         """The labels that the texts stand for."""
-        if isinstance(self.label_space, label_spaces.LabelSpace):
-            return self.label_space
         return label_spaces.space(self.label_space)
 
     @cached_property
     def sha(self) -> str:
         """12 hex digits over everything that reaches the model or decides how it is read."""
-        content = {
-            "id": self.id,
-            "version": self.version,
-            "label_space": [self.space.id, self.space.sha],
-            "texts": self.positive,
-            "negatives": self.negative,
-        }
-        text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return content_sha(
+            {
+                "id": self.id,
+                "version": self.version,
+                "label_space": [self.space.id, self.space.sha],
+                "texts": self.positive,
+                "negatives": self.negative,
+            }
+        )
 
     @cached_property
     def positive(self) -> dict[str, list[str]]:

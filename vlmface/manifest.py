@@ -67,6 +67,7 @@ class Manifest:
             "none": they are not.
         quantization: What the base's language model was quantised to while the adapter was trained;
             null if it was not. The model is loaded with the unquantised base.
+        init_from: {"id", "sha"} of the adapter that training started from; null: a new one.
         clip_classifier: How a CLIP's classifier is built (`clip.classifier.Shape`).
         created: Time of training, UTC.
         schema: Version of this format.
@@ -92,6 +93,7 @@ class Manifest:
     num_frames: int = 1
     faces: str = "largest"
     quantization: str | None = None
+    init_from: dict[str, str] | None = None
     clip_classifier: dict[str, Any] | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     schema: int = SCHEMA
@@ -269,14 +271,12 @@ _is_view = _mapping(_is_name, _is_scalar)
 _WEIGHT_FILE = r"(?:adapter_model|trained|model(?:-\d{5}-of-\d{5})?)\.safetensors|" + "|".join(
     map(re.escape, _SETTINGS_FILES)
 )
+_is_model = _entry(id=_matches(r"[^\0-\x1f]{1,1000}"), sha=_is_sha)
 _PROMPT_ENTRY = _entry(id=_is_name, sha=_is_sha, label_space=_is_name, label_space_sha=_is_sha)
 _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "recipe": (_is_name, "a name"),
     "family": (_is_name, "a name"),
-    "base_model": (
-        _entry(id=_matches(r"[^\0-\x1f]{1,1000}"), sha=_is_sha),
-        "{id, sha} with 12 hex digits",
-    ),
+    "base_model": (_is_model, "{id, sha} with 12 hex digits"),
     "adapter": (_is_bool, "true or false"),
     "trainable": (_mapping(_is_name, _is_name), "names for names"),
     "prompts": (_items(_PROMPT_ENTRY, 1), "a list of {id, sha, label_space, label_space_sha}"),
@@ -305,6 +305,7 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "num_frames": (_number(1, 10_000), "a whole number"),
     "faces": (_matches("none|largest"), "none or largest"),
     "quantization": (_either(_is_none, _is_name), "null or a name"),
+    "init_from": (_either(_is_none, _is_model), "null or {id, sha} with 12 hex digits"),
     "clip_classifier": (_either(_is_none, _is_view), "null or settings of a classifier"),
     "created": (_text(100), "a time"),
     "schema": (_number(SCHEMA, SCHEMA), str(SCHEMA)),

@@ -7,8 +7,6 @@ anywhere, or in an installed package.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +17,7 @@ from typing import Any, Protocol
 from vlmface import answers, facs, label_spaces
 from vlmface.errors import UserError, did_you_mean
 from vlmface.registry import Registry
-from vlmface.resources import definitions, is_yaml, read_yaml
+from vlmface.resources import content_sha, definitions, is_yaml, read_yaml
 from vlmface.schema import FaceSample
 
 _KEYS = ("id", "version", "format", "label_space", "images", "system", "user", "source", "notes")
@@ -69,22 +67,20 @@ class Prompt:
     @cached_property
     def space(self) -> label_spaces.LabelSpace:
         """The labels that may be answered."""
-        if isinstance(self.label_space, label_spaces.LabelSpace):
-            return self.label_space
         return label_spaces.space(self.label_space)
 
     @cached_property
     def sha(self) -> str:
         """12 hex digits over everything that reaches the model or decides how it is read."""
-        content = {
-            "id": self.id,
-            "version": self.version,
-            "format": self.format,
-            "label_space": [self.space.id, self.space.sha],
-            "messages": self.messages(),
-        }
-        text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return content_sha(
+            {
+                "id": self.id,
+                "version": self.version,
+                "format": self.format,
+                "label_space": [self.space.id, self.space.sha],
+                "messages": self.messages(),
+            }
+        )
 
     def messages(self) -> list[dict[str, Any]]:
         """Chat messages in the block form of transformers: the images first, then the question."""

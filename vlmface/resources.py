@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
@@ -46,6 +48,12 @@ def definitions(folder: str) -> dict[str, Path]:
 def is_yaml(name: str | Path) -> bool:
     """Whether a name is the path of a YAML file."""
     return str(name).endswith(YAML)
+
+
+def content_sha(content: Any) -> str:
+    """12 hex digits over the canonical JSON of a content."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def read_yaml(path: Path, description: str) -> dict[str, Any]:

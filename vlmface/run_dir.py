@@ -43,6 +43,15 @@ _OUTPUTS = (
     "report.html",
 )
 RESUMABLE_CHANGES = ("overwrite", "output_dir")  # settings that may differ when a run is resumed
+LENGTHS = ("epochs", "max_steps")  # settings that may be raised when a run is resumed
+# What is written after training, the mark of a complete run first.
+_RESULTS = (
+    "report.html",
+    "metrics.json",
+    "predictions.jsonl",
+    "predictions.partial.jsonl",
+    "vlmface.json",
+)
 
 
 # --- start and end of a run -----------------------------------------------------------------------
@@ -50,7 +59,11 @@ RESUMABLE_CHANGES = ("overwrite", "output_dir")  # settings that may differ when
 
 @contextlib.contextmanager
 def open_run(
-    settings: Any, last: str | None = "report.html", free: Sequence[str] = ()
+    settings: Any,
+    last: str | None = "report.html",
+    free: Sequence[str] = (),
+    *,
+    can_be_extended: bool = False,
 ) -> Iterator[bool]:
     """Lock `settings.output_dir` for a recipe, and check that it may write there.
 
@@ -62,9 +75,10 @@ def open_run(
         settings: Has `output_dir` and `overwrite`.
         last: Name of the file that is written last; None if a run has no last file.
         free: Settings that may differ when the run is resumed, in addition to its folder.
+        can_be_extended: Whether a run may be resumed with higher values of LENGTHS.
 
     Yields:
-        Whether the run is incomplete.
+        Whether the run is incomplete, or to be extended.
 
     Raises:
         UserError: Another process works in the folder, or the folder holds other files than a run,
@@ -77,10 +91,11 @@ def open_run(
             stack.enter_context(lock.hold(folder))
             stack.callback(_finish_replacement, folder, last)
             _finish_replacement(folder, last)
-            _check_folder(folder, settings, free)
+            raised = raised_lengths(folder, settings) if can_be_extended else ()
+            _check_folder(folder, settings, (*free, *raised))
             if settings.overwrite:
                 return True
-            if _is_complete(folder, last):
+            if _is_complete(folder, last) and not raised:
                 return False
             last_checkpoint(folder)
             return True
@@ -92,7 +107,11 @@ def open_run(
 
 
 def start_run(
-    settings: Any, identity: Callable[[], Mapping[str, Any]], free: Sequence[str] = ()
+    settings: Any,
+    identity: Callable[[], Mapping[str, Any]],
+    free: Sequence[str] = (),
+    *,
+    can_be_extended: bool = False,
 ) -> dict[str, Any]:
     """Start the run in an opened folder, or check that it is the run that was started there.
 
@@ -105,6 +124,8 @@ def start_run(
             fingerprint of the data; ready for JSON. Called in the main process only. The number of
             processes, the global batch, sharding and precision are added.
         free: As in `open_run`.
+        can_be_extended: As in `open_run`. Results of the shorter run are deleted, and the new
+            settings are stored.
 
     Returns:
         The identity.
@@ -118,10 +139,49 @@ def start_run(
         now = {**identity(), **_launch_identity(settings)}
         if settings.overwrite and _read_record(folder) is not None:
             os.rename(folder, _replaced_path(folder))
-        start_in_folder(folder, settings, now, (*RESUMABLE_CHANGES, *free))
+        raised = raised_lengths(folder, settings) if can_be_extended else ()
+        start_in_folder(folder, settings, now, (*RESUMABLE_CHANGES, *free, *raised))
+        if raised:
+            _extend(folder, settings, raised)
         return now
 
     return distributed.on_main(start)
+
+
+def raised_lengths(folder: Path, settings: Any) -> list[str]:
+    """Those of LENGTHS that are higher than when the run in the folder was started.
+
+    Args:
+        folder: Of a run, or of none.
+        settings: A dataclass.
+    """
+    if _read_record(folder) is None:
+        return []
+    before = config.read_saved_config(folder)
+    now = {name: getattr(settings, name, None) for name in LENGTHS}
+    return [
+        name
+        for name, value in now.items()
+        if isinstance(before.get(name), int | float) and value is not None and value > before[name]
+    ]
+
+
+def _extend(folder: Path, settings: Any, raised: Sequence[str]) -> None:
+    """Make a run one with higher `raised` settings, which trains further from its last checkpoint.
+    Its last file is deleted first and the settings are stored last: after a kill in between, the
+    same call does the same."""
+    before = config.read_saved_config(folder)
+    for name in raised:
+        print(f"{folder}: {name} is raised from {before[name]:g} to {getattr(settings, name):g}")
+    if getattr(settings, "lr_scheduler", "constant") != "constant":
+        print(
+            f"note: lr_scheduler {settings.lr_scheduler} is that of the longer run from here on: "
+            "the learning rate jumps, and the result is not that of a run which was started with "
+            "this length (with constant it is)"
+        )
+    for name in _RESULTS:
+        (folder / name).unlink(missing_ok=True)
+    config.save_config(settings, folder)
 
 
 def start_in_folder(
@@ -203,6 +263,12 @@ def delete_run(folder: Path) -> None:
 def is_started(folder: Path) -> bool:
     """Whether a run, or a build, was started in the folder."""
     return _read_record(folder) is not None
+
+
+def start_time(folder: Path) -> str:
+    """When the run in the folder was started, UTC; "" if none was."""
+    record = _read_record(folder)
+    return "" if record is None else str(record.get("started", ""))
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
@@ -399,8 +465,21 @@ def last_checkpoint(folder: Path) -> Path | None:
     complete = [path for path in _checkpoints(folder) if (path / COMPLETE_FILE).exists()]
     if not complete:
         return None
-    checkpoint = complete[-1]
-    remedy = (
+    check_checkpoint(complete[-1])
+    return complete[-1]
+
+
+def check_checkpoint(checkpoint: Path, remedy: str | None = None) -> None:
+    """Check that a checkpoint has all its files.
+
+    Args:
+        checkpoint: Its folder.
+        remedy: What to do otherwise; by default how to do without the last checkpoint.
+
+    Raises:
+        UserError: A file is missing, or has another size than when it was written.
+    """
+    remedy = remedy or (
         f"restore it, delete {checkpoint} to resume from the checkpoint before it, or start again "
         "with --overwrite"
     )
@@ -414,7 +493,39 @@ def last_checkpoint(folder: Path) -> Path | None:
         if actual != size:
             state = "is missing" if actual is None else f"has {actual} bytes of {size}"
             raise UserError(f"{path} {state}: {remedy}")
-    return checkpoint
+
+
+def prune_checkpoints(folder: Path, n: int, best: Callable[[int], int | None]) -> None:
+    """Delete the checkpoints of a run, except the last `n` and the best one at each of these.
+
+    Args:
+        folder: Of the run.
+        n: How many are kept.
+        best: Returns the step of the best checkpoint up to a step, None if none is selected.
+    """
+    checkpoints = _checkpoints(folder)
+    steps = {step_of(path) for path in checkpoints[-n:]}
+    steps |= {step for last in steps if (step := best(last)) is not None}
+    for path in checkpoints:
+        if step_of(path) not in steps:
+            (path / COMPLETE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(path)
+
+
+def checkpoint_history(checkpoint: Path) -> list[dict[str, Any]]:
+    """What the trainer had logged when it wrote a complete checkpoint: {"step", ...} of each time.
+
+    Raises:
+        UserError: Its trainer_state.json cannot be read.
+    """
+    path = checkpoint / "trainer_state.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["log_history"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cannot read {path} ({error}): restore it, or delete {checkpoint} to resume from the "
+            "checkpoint before it"
+        ) from error
 
 
 def _completion_note(checkpoint: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from vlmface import __version__, benchmarks, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.utils import config, distributed
-from vlmface.utils.files import atomic_write
+from vlmface.utils.files import atomic_write, make_output_folder
 from vlmface.utils.ranges import Checked, Count
 
 # Not "vlmface": lmms-eval takes a task for a folder if there is one of that name, as beside or in a
@@ -178,12 +178,7 @@ def _stored(name: str) -> str:
 
 def _folder(output_dir: str) -> Path:
     folder = Path(output_dir).expanduser().resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made ({error.strerror}): give another --output_dir"
-        ) from error
+    make_output_folder(folder)
     return folder
 
 

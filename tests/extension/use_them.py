@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from samples import load_script
+from helpers.scripts import load_script, to_argv
 
 from vlmface import cli, data, families, label_spaces, label_texts, prompts
 from vlmface.train import rewards
@@ -31,21 +31,19 @@ common = {
     "warmup_steps": 0,
     "max_new_tokens": 8,
 }
+fine_tuning = {**common, "prompt": "asks_mood", "batch_size": 4, "save_steps": 500}
 
 
 def main(script: str, **settings: object) -> None:
     """The recipe's real main()."""
-    argv = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    assert load_script(script).main(argv) == 0
+    assert load_script(script).main(to_argv(settings)) == 0
 
 
 main(
     "recipes/sft_attributes.py",
-    **common,
+    **fine_tuning,
     base_model=base,
     output_dir=folder / "sft",
-    prompt="asks_mood",
-    batch_size=4,
     epochs=40,
     learning_rate=5e-3,
     vision_tower="frozen",
@@ -53,7 +51,6 @@ main(
     lora_alpha=32,
     lora_dropout=0.0,
     train_embeddings=True,
-    save_steps=500,
 )
 main(
     "recipes/grpo.py",
@@ -79,13 +76,10 @@ corpus = [str(prompts.load("asks_mood").messages()), "USER: ASSISTANT:", *space.
 families.get("face_llava").build_tiny(folder / "face_llava", corpus)
 main(
     "recipes/sft_attributes.py",
-    **common,
+    **fine_tuning,
     base_model=folder / "face_llava",
     output_dir=folder / "family",
-    prompt="asks_mood",
-    batch_size=4,
     epochs=1,
-    save_steps=500,
 )
 runs = [str(folder / "sft"), str(folder / "again")]
 assert cli.main(["compare", *runs, "--output_dir", str(folder / "compared")]) == 0

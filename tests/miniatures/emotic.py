@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.io import savemat
@@ -23,69 +24,33 @@ HEADER = (
     "Age",
 )
 SIZE = (160, 120)
-# split: (folder, file, box, categories, valence arousal dominance, gender, age)
-PEOPLE = {
-    "train": [
-        (
-            "mscoco/images",
-            "COCO_val2014_000000562243.jpg",
-            [86, 8, 150, 110],
-            ["Disconnection", "Doubt/Confusion"],
-            [5.0, 3.0, 9.0],
-            "Male",
-            "Adult",
-        ),
-        (
-            "framesdb/images",
-            "frame_tm7bg50wghz2wg2k.jpg",
-            [0, 0, 80, 119],
-            ["Anticipation"],
-            [10.0, 1.0, 4.0],
-            "Male",
-            "Adult",
-        ),
-        (
-            "framesdb/images",
-            "frame_tm7bg50wghz2wg2k.jpg",
-            [70, 10, 159, 119],
-            ["Happiness", "Pleasure"],
-            [7.0, 6.0, 5.5],
-            "Female",
-            "Kid",
-        ),
-    ],
-    "val": [
-        (
-            "emodb_small/images",
-            "2b9g4t4y8lgkh5x6pn.jpg",
-            [3, 4, 90, 100],
-            ["Engagement", "Happiness"],
-            [6.3333, 4.5, 7.0],
-            "Female",
-            "Teenager",
-        ),
-    ],
-    "test": [
-        (
-            "ade20k/images",
-            "ade_train_00001.jpg",
-            [1, 2, 40, 60],
-            ["Pain", "Sadness"],
-            [2.0, 8.0, 3.0],
-            "Male",
-            "Adult",
-        ),
-        (
-            "ade20k/images",
-            "ade_train_00002.jpg",
-            [1, 2, 40, 60],
-            ["Peace"],
-            [7.0, 2.0, 6.0],
-            "Female",
-            "Adult",
-        ),
-    ],
-}
+# A person a line: split; folder/file; box; categories; valence, arousal, dominance; gender; age.
+TABLE = """
+train; mscoco/images/COCO_val2014_000000562243.jpg; 86 8 150 110; Disconnection,Doubt/Confusion; \
+    5 3 9; Male; Adult
+train; framesdb/images/frame_tm7bg50wghz2wg2k.jpg; 0 0 80 119; Anticipation; 10 1 4; Male; Adult
+train; framesdb/images/frame_tm7bg50wghz2wg2k.jpg; 70 10 159 119; Happiness,Pleasure; \
+    7 6 5.5; Female; Kid
+val; emodb_small/images/2b9g4t4y8lgkh5x6pn.jpg; 3 4 90 100; Engagement,Happiness; \
+    6.3333 4.5 7; Female; Teenager
+test; ade20k/images/ade_train_00001.jpg; 1 2 40 60; Pain,Sadness; 2 8 3; Male; Adult
+test; ade20k/images/ade_train_00002.jpg; 1 2 40 60; Peace; 7 2 6; Female; Adult
+"""
+
+
+def _people() -> dict[str, list[tuple[Any, ...]]]:
+    """split: [(folder, file, box, categories, valence arousal dominance, gender, age)]"""
+    people: dict[str, list[tuple[Any, ...]]] = {}
+    for line in TABLE.strip().splitlines():
+        split, path, box, categories, dimensions, gender, age = line.split("; ")
+        folder, _, file = path.strip().rpartition("/")
+        numbers = [int(n) for n in box.split()], [float(n) for n in dimensions.split()]
+        person = (folder, file, numbers[0], categories.split(","), numbers[1], gender, age)
+        people.setdefault(split, []).append(person)
+    return people
+
+
+PEOPLE = _people()
 
 
 def write(root: Path, mat: bool = False) -> None:

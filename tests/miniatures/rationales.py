@@ -10,7 +10,7 @@ ORIGIN = "test"  # the data set that its faces are from
 
 def write(root: Path) -> None:
     from datasets import Dataset
-    from samples import samples
+    from helpers.samples import samples
 
     from vlmface.rationale import rules
     from vlmface.schema import features

@@ -197,7 +197,7 @@ def main() -> None:
 
     from vlmface import label_texts
     from vlmface.clip import model
-    from vlmface.data.rows import with_still_images
+    from vlmface.data.dataset_rows import with_still_images
 
     n = words.faces // BATCH * BATCH  # theirs drops what does not fill a batch
     with tempfile.TemporaryDirectory() as name:

@@ -55,8 +55,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VLMFACE_CACHE"] = f"{folder}/cache"
         from vlmface.data import crop_cache, crops
+        from vlmface.data.dataset_rows import to_dataset
         from vlmface.data.row_images import open_row_image
-        from vlmface.data.rows import Rows, to_dataset
+        from vlmface.data.rows import Rows
         from vlmface.utils.images import open_image
 
         crop = crops.View(size=224)

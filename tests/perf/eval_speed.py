@@ -34,21 +34,13 @@ ONE_BY_ONE = 8  # faces that are asked plainly: each takes as long as the others
 
 
 def build(folder: Path, image_size: int = 336) -> None:
+    from helpers.checkpoints import llava_sizes
+
     from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    families.get("llava").build_tiny(
-        folder,
-        corpus,
-        image_size=image_size,
-        patch_size=14,
-        vision_width=384,
-        vision_layers=8,
-        hidden=576,
-        layers=10,
-        mlp=1536,
-        max_length=1024,
-    )
+    sizes = llava_sizes(image_size, vision=(384, 8), language=(576, 10, 1536))
+    families.get("llava").build_tiny(folder, corpus, **sizes)
 
 
 def plain_inputs(model: Any, processor: Any, prompt: Any, image: Any, answer: str) -> Any:

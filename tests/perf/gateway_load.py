@@ -44,19 +44,13 @@ BOMBS = ("jpeg_50_scans_without_data", "jpeg_four_colours", "png_24mp", "jpeg200
 
 
 def build(folder: Path) -> None:
+    from helpers.checkpoints import llava_sizes
+
     from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    families.get("llava").build_tiny(
-        folder,
-        corpus,
-        image_size=112,
-        patch_size=14,
-        vision_width=64,
-        hidden=128,
-        mlp=256,
-        max_length=1024,
-    )
+    sizes = llava_sizes(112, vision=(64, 2), language=(128, 2, 256))
+    families.get("llava").build_tiny(folder, corpus, **sizes)
 
 
 def one_by_one(model: str, how: dict[str, str], images: list[Any], seconds: float) -> float:
@@ -177,9 +171,9 @@ def growth_of(memory: list[tuple[float, float]]) -> float:
 
 
 def costly(count: int) -> list[bytes]:
-    import bombs
+    from helpers import hostile_images
 
-    return [bombs.DEAR[BOMBS[i % len(BOMBS)]]() for i in range(count)]
+    return [hostile_images.DEAR[BOMBS[i % len(BOMBS)]]() for i in range(count)]
 
 
 def main() -> None:
@@ -192,7 +186,7 @@ def main() -> None:
     if words.clients is None:
         words.clients = 8 if words.bombs else 64
     if words.small:
-        words.seconds, words.clients = 5.0, 4
+        words.seconds, words.clients = 2.0, 4
 
     from vlmface.evaluate import answering
     from vlmface.synth import dataset

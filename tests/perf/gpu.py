@@ -36,15 +36,16 @@ FACES, EPOCHS, TOKENS = 24, 2, 64
 def build(folder: Path, small: bool, device: str) -> Any:
     """Processor and configuration in `folder`; the model, whose weights are drawn on the device."""
     import torch
+    from helpers.checkpoints import clip_vision
     from transformers import (
-        CLIPVisionConfig,
         LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
     )
 
     from vlmface import prompts
-    from vlmface.families.tiny import TinyLlava, build_tokenizer
+    from vlmface.families.tiny import build_tokenizer
+    from vlmface.families.tiny.llava import TinyLlava
 
     size = 56 if small else 336  # pixels
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
@@ -57,21 +58,14 @@ def build(folder: Path, small: bool, device: str) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
     }
     width, depth = (64, 2) if small else (1024, 24)
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=depth,
-        num_attention_heads=width // 32 if small else 16,
-        image_size=size,
-        patch_size=14,
-    )
+    vision = clip_vision(width, depth, width // 32 if small else 16, size)
     hidden, inner, layers = (128, 256, 2) if small else (4096, 11008, 32)
     text = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 32 if small else 32,
-        vocab_size=32064,
+        vocab_size=len(tokenizer) if small else 32064,
         max_position_embeddings=4096,
         **special,
     )
@@ -138,7 +132,7 @@ def in_turn(
 
 def sft(model: Any, folder: Path, gpu: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     import sft_vs_trl
-    from checkpoints import llava
+    from helpers.checkpoints import llava
     from transformers import set_seed
 
     from vlmface.synth import dataset
@@ -199,7 +193,7 @@ def grpo(model: Any, folder: Path, gpu: bool) -> dict[str, Callable[[], dict[str
 
 def evaluation(model: Any, folder: Path, gpu: bool) -> dict[str, dict[str, Callable[[], Any]]]:
     import eval_speed
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     from vlmface import prompts
     from vlmface.evaluate import answering

@@ -12,10 +12,8 @@ median of the pairs' ratios counts.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,32 +28,20 @@ GROUP, FACES, TOKENS = 8, 1, 64
 
 
 def build(folder: Path, small: bool) -> None:
+    from helpers.checkpoints import llava_sizes
+
     from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    size = {
-        "image_size": 336,
-        "vision_width": 384,
-        "vision_layers": 8,
-        "hidden": 576,
-        "layers": 10,
-        "mlp": 1536,
-    }
+    sizes = llava_sizes(336, vision=(384, 8), language=(576, 10, 1536))
     if small:
-        size = {
-            "image_size": 56,
-            "vision_width": 64,
-            "vision_layers": 2,
-            "hidden": 64,
-            "layers": 2,
-            "mlp": 128,
-        }
-    families.get("llava").build_tiny(folder, corpus, patch_size=14, max_length=1024, **size)
+        sizes = llava_sizes(56, vision=(64, 2), language=(64, 2, 128))
+    families.get("llava").build_tiny(folder, corpus, **sizes)
 
 
 def model_of(folder: Path) -> Any:
     import torch
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     torch.manual_seed(0)
     return llava.load_model(folder, dtype=torch.float32)
@@ -96,10 +82,10 @@ def arguments(out: str, steps: int, gpu: bool) -> Any:
 
 def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any:
     """A trainer of the model, by the processor in `folder`, for so many steps."""
-    from checkpoints import llava
     from datasets import Dataset, Image, concatenate_datasets
+    from helpers.checkpoints import llava
+    from helpers.samples import rows
     from peft import LoraConfig
-    from samples import rows
 
     from vlmface import prompts
 
@@ -204,6 +190,13 @@ def timed(side: str, folder: Path, model: Any, steps: int) -> dict[str, Any]:
     return {"s_per_step": (marks[-1] - marks[1]) / steps, "tokens": lengths}
 
 
+def run(side: str, folder: Path, steps: int, tokens: int) -> dict[str, Any]:
+    """Time one side in this process."""
+    global TOKENS
+    TOKENS = tokens
+    return timed(side, folder, model_of(folder), steps)
+
+
 def equal_loss(folder: Path) -> dict[str, float]:
     """The loss of one step on the same completions and advantages, by either trainer."""
     import torch
@@ -276,15 +269,9 @@ def main() -> None:
     global TOKENS
     parser = harness.parser(__doc__)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--side", choices=["ours", "trl"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.small:
         TOKENS, words.repeats, words.steps = 8, 1, 1
-    if words.side:
-        folder = Path(words.folder)
-        print(json.dumps(timed(words.side, folder, model_of(folder), words.steps)))
-        return
     with tempfile.TemporaryDirectory() as name:
         build(Path(name), words.small)
         losses = equal_loss(Path(name))
@@ -293,21 +280,7 @@ def main() -> None:
         runs: dict[str, list[dict[str, Any]]] = {"trl": [], "ours": []}
         for _ in range(words.repeats):
             for side, done in runs.items():
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--side",
-                    side,
-                    "--folder",
-                    name,
-                    "--steps",
-                    str(words.steps),
-                    *(["--small"] if words.small else []),
-                ]
-                shown = subprocess.run(command, capture_output=True, text=True)
-                if shown.returncode:
-                    raise SystemExit(shown.stderr[-3000:])
-                done.append(json.loads(shown.stdout.strip().splitlines()[-1]))
+                done.append(harness.in_process(run, side, Path(name), words.steps, TOKENS))
                 print(side, done[-1], flush=True)
     pairs = list(zip(runs["trl"], runs["ours"], strict=True))
     ratio = statistics.median(a["s_per_step"] / b["s_per_step"] for a, b in pairs)

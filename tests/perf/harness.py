@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ def parser(doc: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:
     options.add_argument("--small", action="store_true", help="try the script: no figure counts")
     options.add_argument("--json", type=Path)
     return options
+
+
+def in_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function in a fresh process, which has imported the libraries already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trl.trainer.grpo_trainer", "trl.trainer.sft_trainer"])
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def write(

@@ -13,12 +13,8 @@ batch and the number of supervised tokens: these have to agree.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,21 +31,21 @@ LORA = {
     "target_modules": r".*language_model.*\.(?:q|k|v|o|gate|up|down)_proj",
 }
 OURS, THEIRS = "vlmface", "trl"
-MARK = "RESULT "
 
 
 def build(folder: Path, small: bool) -> None:
     """The checkpoint: real processor, tokenizer trained in code, random weights."""
     import torch
+    from helpers.checkpoints import clip_vision
     from transformers import (
-        CLIPVisionConfig,
         LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
     )
 
     from vlmface import families, prompts
-    from vlmface.families.tiny import TinyLlava, build_tokenizer
+    from vlmface.families.tiny import build_tokenizer
+    from vlmface.families.tiny.llava import TinyLlava
 
     texts = [text for _, text in answers(64)] + [str(prompts.load("face_cot").messages())] * 20
     tokenizer = build_tokenizer(texts, vocab_size=4096, max_length=2048)
@@ -60,14 +56,7 @@ def build(folder: Path, small: bool) -> None:
         "pad_token_id": tokenizer.pad_token_id,
     }
     width, depth = (96, 1) if small else (768, 6)
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=depth,
-        num_attention_heads=12,
-        image_size=224,
-        patch_size=16,
-    )
+    vision = clip_vision(width, depth, 12, 224, 16)
     hidden, inner, layers = (72, 96, 1) if small else (576, 1536, 15)
     text = LlamaConfig(
         hidden_size=hidden,
@@ -75,7 +64,7 @@ def build(folder: Path, small: bool) -> None:
         num_hidden_layers=layers,
         num_attention_heads=9,
         num_key_value_heads=3,
-        vocab_size=49152,
+        vocab_size=len(tokenizer) if small else 49152,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         **special,
@@ -187,8 +176,8 @@ def theirs(model: Any, processor: Any, rows: Any, completions: list[str], argume
     return trainer, first, lambda: None
 
 
-def run(side: str, folder: Path, n: int, epochs: int) -> None:
-    """Train in this process and print one line of JSON."""
+def run(side: str, folder: Path, n: int, epochs: int) -> dict[str, Any]:
+    """Train in this process, and measure it."""
     import torch
     from transformers import set_seed
 
@@ -230,7 +219,7 @@ def run(side: str, folder: Path, n: int, epochs: int) -> None:
     trainer.train()
     seconds = time.perf_counter() - started
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    result = {
+    return {
         "loss": loss,
         "last_loss": statistics.mean(losses[-(n // BATCH) :]),
         "supervised": supervised,
@@ -240,32 +229,16 @@ def run(side: str, folder: Path, n: int, epochs: int) -> None:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }
-    print(MARK + json.dumps(result), flush=True)
-
-
-def launch(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    words = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
-    words += ["--faces", str(arguments.faces), "--epochs", str(arguments.epochs)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode or not lines:
-        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return json.loads(lines[-1].removeprefix(MARK))
 
 
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--faces", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--side", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.small:
         arguments.faces, arguments.epochs, arguments.repeats = BATCH, 1, 1
-    if arguments.side:
-        run(arguments.side, arguments.folder, arguments.faces, arguments.epochs)
-        return
-    runs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    runs: list[tuple[dict[str, Any], ...]] = []
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), arguments.small)
         print(
@@ -274,7 +247,10 @@ def main() -> None:
         )
         print(f"{'run':>4}" + f"{OURS:>10}{THEIRS:>10}" * 2 + f"{OURS:>14}{THEIRS:>14}" * 2)
         for number in range(arguments.repeats):
-            pair = (launch(OURS, Path(folder), arguments), launch(THEIRS, Path(folder), arguments))
+            pair = tuple(
+                harness.in_process(run, side, Path(folder), arguments.faces, arguments.epochs)
+                for side in (OURS, THEIRS)
+            )
             runs.append(pair)
             print(
                 f"{number + 1:>4}"

@@ -125,6 +125,7 @@ class Clip:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.logit_scale.device
 
     # --- pictures ---------------------------------------------------------------------------------
@@ -144,6 +145,7 @@ class Clip:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type of the weights."""
         return self.model.logit_scale.dtype
 
     def image_features(self, squares: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:

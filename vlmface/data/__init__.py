@@ -9,8 +9,9 @@ YAML file of a data set (`dataset_file`). Only SPLITS and `read` are required:
     PUBLISHED               split -> {label or "rows": number}, as its owners published them;
                             PUBLISHED_BY: (option, value) -> the same under that option
     WHOLE_SCENES            True where the pictures show people in their surroundings, not faces
-    read(root, split, **protocol) -> Rows (rendered sets have no root and set NEEDS_ROOT = False)
-    present_splits(root, **protocol)    optional: which of SPLITS a user's own files hold
+    read(root, split, **options) -> Rows (rendered sets have no root and set NEEDS_ROOT = False);
+                            many options may be the fields of one dataclass: `options: Options`
+    present_splits(root, **options)     optional: which of SPLITS a user's own files hold
 
 A module in that folder is a data set; they are not listed anywhere else.
 """

@@ -26,7 +26,8 @@ from vlmface.data import check_file
 from vlmface.data.crop_cache import person_box
 from vlmface.data.crops import valid_box
 from vlmface.data.dataset_file import DatasetFile
-from vlmface.data.rows import Rows, resolve_image_paths, to_dataset
+from vlmface.data.dataset_rows import to_dataset
+from vlmface.data.rows import Rows, resolve_image_paths
 from vlmface.data.sources import Source, content_digest, image_sources, map_in_threads, read_content
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample

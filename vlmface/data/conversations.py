@@ -14,6 +14,7 @@ next picture. If there is no such place, the pictures come before the first ques
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,11 @@ class Conversation:
         turns = [m["content"] for m in self.messages if m["role"] != "system"]
         questions = [text.replace(IMAGE, "").strip() for text in turns[::2]]
         return list(zip(questions, turns[1::2], strict=True))
+
+
+def is_in_meta(meta: str | None) -> bool:
+    """Whether the column `meta` of a row holds a conversation, its key `messages`."""
+    return meta is not None and '"messages": [' in meta and "messages" in json.loads(meta)
 
 
 def read_conversation(record: Record) -> Conversation:

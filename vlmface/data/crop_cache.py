@@ -240,7 +240,7 @@ def apply_views(
     Raises:
         UserError: `frames` is out of range, or as `cache_view`.
     """
-    from vlmface.data.rows import with_still_images
+    from vlmface.data.dataset_rows import with_still_images
     from vlmface.data.video import segment_midpoints
 
     if not 1 <= frames <= MAX_FRAMES:
@@ -260,9 +260,6 @@ def apply_views(
         [picture for view in views_of_row for picture in view]
         for views_of_row in zip(*by_view, strict=True)
     ]
-    face_known = [
-        has_face for view, (_, has_face) in zip(views, rendered, strict=True) if view.about_face
-    ]
     columns: dict[str, list[Any]] = {
         "image": [row[frames // 2] for row in pictures],
         "frames": [None] * len(pictures),
@@ -270,8 +267,9 @@ def apply_views(
     }
     if len(by_view) * frames > 1:
         columns["images"] = pictures
-    if face_known:
-        columns["face_found"] = [any(frames_known) for frames_known in face_known[0]]
+    for view, (_, has_face) in zip(views, rendered, strict=True):
+        if view.about_face:
+            columns.setdefault("face_found", [any(in_frames) for in_frames in has_face])
     return _with_columns(rows, columns)
 
 

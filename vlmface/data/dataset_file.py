@@ -155,7 +155,7 @@ class DatasetFile:
         def read(root: Path | None, split: str, **given: Any) -> Rows | datasets.Dataset:
             return self._read(self._root(root), split, self.options | given)
 
-        declared = dict(options.declared_options(self._module.read))
+        declared = dict(options.option_types(self._module.read))
         if self.splits.shares:
             declared.pop("n", None)  # rows are chosen after the split, not before
         first, second, _ = inspect.signature(read).parameters.values()
@@ -170,7 +170,7 @@ class DatasetFile:
         self, root: Path | None, split: str, merged: dict[str, Any]
     ) -> Rows | datasets.Dataset:
         """A split of the data set as it is without `splits`."""
-        return self._module.read(root, split, **options.arguments(self._module.read, merged))
+        return options.call_reader(self._module.read, root, split, merged)
 
     def _read(
         self, root: Path | None, split: str, merged: dict[str, Any]
@@ -262,7 +262,7 @@ class DatasetFile:
     def _options(self) -> dict[str, Any]:
         """The options of the data set, with those that other keys of the file stand for."""
         merged = dict(self.definition.options)
-        known = options.declared_options(self._module.read)
+        known = options.option_types(self._module.read)
         if self.definition.dataset in OWN_FILES and isinstance(merged.get("images"), str):
             merged["images"] = str(self.path.parent / Path(merged["images"]).expanduser())
         if isinstance(merged.get("columns"), dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ import yaml
 
 from vlmface.data import options
 from vlmface.data.catalog import dataset_module, describe, short_name
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.decodable import decodable_rows
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def load_dataset(
     """
     if broken not in ("keep", "error", "drop"):
         raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
-    if n is not None and "n" in options.declared_options(dataset_module(name).read):
+    if n is not None and "n" in options.option_types(dataset_module(name).read):
         protocol["n"] = n
     rows = read(name, root, split, **protocol)
     if not isinstance(rows, Rows) and not hasattr(rows, "column_names"):
@@ -71,8 +73,7 @@ def read(
                 else "; data.hold_out takes a validation part of its training people"
             )
         )
-    arguments = options.arguments(module.read, protocol)
-    return module.read(_root(name, root), split, **arguments)
+    return options.call_reader(module.read, _root(name, root), split, protocol)
 
 
 def _root(name: str, root: str | Path | None) -> Path | None:
@@ -82,8 +83,21 @@ def _root(name: str, root: str | Path | None) -> Path | None:
         raise UserError(
             f"{name} needs the root of your copy ({describe(name)['home']}), "
             + ("and none was given" if folder is None else f"and {folder} does not exist")
+            + _hub_hint(name, str(root))
         )
     return folder
+
+
+def _hub_hint(name: str, root: str) -> str:
+    """What to do if a root that does not exist is the name of a data set of the Hub."""
+    owner, _, repository = root.partition("/")
+    is_name = re.fullmatch(r"\w[\w.-]*/\w[\w-]*", root) and not Path(owner).exists()
+    if name != "table" or not is_name:
+        return ""
+    return (
+        f". If this is a data set of the Hugging Face Hub, run `hf download {root} --repo-type "
+        f"dataset --local-dir {repository}`, and give the folder {repository}"
+    )
 
 
 def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str, ...]:
@@ -112,7 +126,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: A word is not a pair, or the data set does not have the option.
     """
-    kinds = options.declared_options(dataset_module(name).read)
+    kinds = options.option_types(dataset_module(name).read)
     values: dict[str, Any] = {}
     if len(words) == 1 and words[0].lstrip().startswith("{"):
         values = _read_yaml("the options", words[0])
@@ -127,9 +141,9 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _read_yaml(what: str, text: str) -> Any:
+def _read_yaml(description: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         why = str(error).replace("\n", " ")
-        raise UserError(f"{what} cannot be read from {text!r}: {why}") from error
+        raise UserError(f"{description} cannot be read from {text!r}: {why}") from error

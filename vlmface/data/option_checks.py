@@ -57,10 +57,8 @@ def options_of(name: str) -> dict[str, Any]:
         for option, kind in options.declared_types(load_dataset).items()
         if option not in (*OF_LOAD, "protocol")
     }
-    read = mixture.load if is_mixture(name) else dataset_module(name).read
-    specific = {
-        o: kind
-        for o, kind in options.declared_types(read).items()
-        if o not in (*OF_LOAD, "path", "unknown")
-    }
-    return specific | shared
+    if is_mixture(name):
+        specific = {"seed": options.declared_types(mixture.load)["seed"]}
+    else:
+        specific = options.option_types(dataset_module(name).read)
+    return {option: kind for option, kind in specific.items() if option not in OF_LOAD} | shared

@@ -1,5 +1,5 @@
 """The options of data sets, as their `read` declares them: as parameters after root and split, or
-as the fields of a dataclass, the type of a parameter `options`."""
+as the fields of a dataclass, the type of its parameter `options`."""
 
 from __future__ import annotations
 
@@ -8,56 +8,51 @@ import dataclasses
 import functools
 import inspect
 import numbers
-import sys
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vlmface.errors import UserError, did_you_mean
-from vlmface.utils.ranges import alternatives, bare, describe, in_range
+from vlmface.utils.ranges import alternatives, bare, describe, in_range, kinds
 
 
 @functools.cache
 def declared_types(function: Any) -> dict[str, Any]:
-    """{parameter: its type}, Any where that cannot be evaluated; the fields of a dataclass of
-    options instead of the parameter `options`."""
+    """{parameter: its type}, Any where that cannot be evaluated."""
+    names = getattr(function, "__globals__", {})
     types = {}
     for parameter in inspect.signature(function).parameters.values():
-        names = getattr(inspect.unwrap(function), "__globals__", {})
-        types[parameter.name] = _evaluated(parameter.annotation, names)
-    if (kind := options_class(function)) is not None:
-        del types["options"]
-        names = vars(sys.modules[kind.__module__])
-        types |= {f.name: _evaluated(f.type, names) for f in dataclasses.fields(kind)}
+        kind = parameter.annotation
+        if isinstance(kind, str):
+            try:
+                kind = eval(kind, dict(names))  # the module's own annotation
+            except NameError:
+                kind = Any
+        types[parameter.name] = kind
     return types
 
 
-def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
-    if not isinstance(annotation, str):
-        return annotation
-    try:
-        return eval(annotation, dict(names))  # the module's own annotation
-    except NameError:
-        return Any
-
-
-def options_class(function: Any) -> type | None:
-    """The dataclass that is the type of the parameter `options`; None if there is none."""
-    parameter = inspect.signature(function).parameters.get("options")
-    kind = parameter and _evaluated(parameter.annotation, function.__globals__)
+def options_class(read: Any) -> type | None:
+    """The dataclass of a reader `read(root, split, options: Options)`; None if its options are
+    parameters of their own."""
+    kind = declared_types(read).get("options")
     return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
 
 
-def declared_options(read: Any) -> dict[str, Any]:
-    """{option: its type} of a data set's `read(root, split, ...)`."""
-    return dict(list(declared_types(read).items())[2:])
+def option_types(read: Any) -> dict[str, Any]:
+    """{option: its type} of a data set's `read`."""
+    if holder := options_class(read):
+        return kinds(holder)
+    types = declared_types(read)
+    return {name: types[name] for name in list(inspect.signature(read).parameters)[2:]}
 
 
-def arguments(read: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `read` for options. Raises UserError as a dataclass of options
-    does."""
-    kind = options_class(read)
-    return dict(given) if kind is None else {"options": kind(**given)}
+def call_reader(read: Any, root: Path | None, split: str, values: Mapping[str, Any]) -> Any:
+    """Call a data set's `read` with the values of its options."""
+    if holder := options_class(read):
+        return read(root, split, holder(**values))
+    return read(root, split, **values)
 
 
 def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
@@ -68,7 +63,7 @@ def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
         read: Its function `read(root, split, ...)`.
         given: {option: value}.
     """
-    declared = declared_options(read)
+    declared = option_types(read)
     for option, value in given.items():
         if option not in declared:
             raise UserError(

@@ -309,6 +309,8 @@ def frames_by_number(
     Raises:
         UserError: PyAV is missing.
     """
+    if not requests:
+        return {}
     _av()
     root = files.cache_dir() / "videos" / f"v{VERSION}-numbers"
 

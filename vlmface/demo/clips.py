@@ -42,6 +42,7 @@ class Clip:
 
     @property
     def boxes(self) -> list[Box | None]:
+        """The face's box in each frame, None where no face was found."""
         return [None if face is None else face.box for face in self.faces]
 
     @property

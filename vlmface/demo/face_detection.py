@@ -42,6 +42,7 @@ class FaceFinder:
         return sorted(faces, key=lambda face: face.box[0] + face.box[2])
 
     def close(self) -> None:
+        """Release the detector."""
         if self._detector is not None:
             self._detector.__exit__(None, None, None)
             self._detector = None

@@ -27,6 +27,7 @@ class ModelChoice:
 
     @property
     def name(self) -> str:
+        """What the page's menus call it."""
         return f"{self.predictor.name or 'server'} · {self.prompt.id}"
 
     def predict(self, view: FaceView) -> FaceReport:
@@ -105,7 +106,7 @@ def model_card(predictor: Predictor, run_dir: str | None, *, server: bool = Fals
 
     Args:
         predictor: The model.
-        run: Its run folder, from whose manifest the facts are read; None for a base model.
+        run_dir: Its run folder, from whose manifest the facts are read; None for a base model.
         server: Whether it runs behind a server.
     """
     prompts = ", ".join(f"{prompt.id} (sha {prompt.sha})" for prompt in predictor.backend.prompts)

@@ -62,7 +62,8 @@ def render_head(scene: Scene) -> Image.Image:
     """Render a scene with the generator of the training data; the person is one of its own."""
     from PIL import Image
 
-    from vlmface.synth.render import Face, View, render
+    from vlmface.synth.face_parameters import Face, View
+    from vlmface.synth.render import render
 
     identity, look, _, _ = sample_identity(scene.person)
     side, height = math.radians(scene.light), math.radians(scene.light_height)

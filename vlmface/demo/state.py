@@ -43,4 +43,5 @@ class Demo:
         self.clip = example_media.write_clip(folder / "examples") if can_read else None
 
     def close(self) -> None:
+        """Release the detector."""
         self.face_finder.close()

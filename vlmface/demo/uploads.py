@@ -46,6 +46,7 @@ class Uploads:
         self._thread.start()
 
     def close(self) -> None:
+        """Stop deleting old uploads."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()

@@ -106,10 +106,12 @@ class TextSpan:
 
     @property
     def regions(self) -> str:
+        """The regions of the face that its AUs move."""
         return " ".join(dict.fromkeys(facs.AUS[au].region for au in self.aus))
 
     @property
     def title(self) -> str:
+        """The names and cues of its AUs."""
         return "; ".join(f"{facs.AUS[au].name} ({facs.AUS[au].cue})" for au in self.aus)
 
 
@@ -248,7 +250,7 @@ def people(
         faces: Its faces.
         reports: A report on each.
         tasks: Columns.
-        reasons: Whether the model gives rationales.
+        show_rationale: Whether the model gives rationales.
     """
     rows = [
         {
@@ -279,7 +281,7 @@ def batch(
         tasks: Columns.
         downloads: {file name: (MIME type, content)}; they are embedded in the page, so that nothing
             is written to disk.
-        reasons: Whether the model gives rationales.
+        show_rationale: Whether the model gives rationales.
     """
     entries = [
         {

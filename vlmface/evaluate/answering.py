@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from vlmface import label_votes
+from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.data import crop_cache
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.infer.clip import ClipModel
-    from vlmface.infer.local import LabelScores, LocalModel, Prediction
+    from vlmface.infer.local import LocalModel
+    from vlmface.infer.prediction import LabelScores, Prediction
     from vlmface.infer.remote import RemoteModel
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said
@@ -129,7 +132,7 @@ def predict_remote(
     import httpx2
     from tqdm import tqdm
 
-    from vlmface.infer.endpoint import run_jobs
+    from vlmface.infer.jobs import run_jobs
 
     check_ids(rows["id"])
     prompts = scored_prompts(benchmark, server.prompts)
@@ -300,33 +303,37 @@ def prediction_record(
     return record
 
 
-def predict_cached(
+def open_model(
     model: str,
-    path: Path,
-    rows: datasets.Dataset,
-    benchmark: Benchmark,
     *,
     prompts: Sequence[Any] = (),
     processor: Any = None,
+    adapter: str | None = None,
     max_new_tokens: int | None = None,
-    batch_size: int,
-    scoring: str = "generate",
-) -> list[dict[str, Any]]:
-    """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
-    `processor`), shared between the processes of a distributed run, and kept in `path`: there
-    already, it is read and not computed again. Killed in one process, it resumes from the last
-    batch."""
+) -> LocalModel | ClipModel:
+    """Load a model that a recipe evaluates.
+
+    Args:
+        model: A run folder, or a base model, which needs `prompts`.
+        prompts: Of a base model.
+        processor: Of a base model; by default its own.
+        adapter: The folder of an adapter that a base model gets.
+        max_new_tokens: Overrides the limit in the manifest.
+
+    Raises:
+        UserError: The model cannot be loaded.
+    """
     from vlmface.infer.loading import load
     from vlmface.infer.local import LocalModel
 
-    if path.exists():
-        return read_lines(path)
     is_base = not is_run(model)
     predictor = load(model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens)
     if is_base and isinstance(predictor, LocalModel):
         predictor.prompts = list(prompts)
         predictor.processor = processor or predictor.processor
-    return predict_with(predictor, path, rows, benchmark, batch_size=batch_size, scoring=scoring)
+        if adapter is not None:
+            predictor.model = attach(predictor.model, adapter)
+    return predictor
 
 
 def predict_with(
@@ -338,7 +345,9 @@ def predict_with(
     batch_size: int,
     scoring: str = "generate",
 ) -> list[dict[str, Any]]:
-    """`predict_cached` by a model that is open already."""
+    """`answer`, shared between the processes of a distributed run and kept in `path`: there
+    already, it is read and not computed again. Killed in one process, it resumes from the last
+    batch."""
     if path.exists():
         return read_lines(path)
     world = world_size()
@@ -352,17 +361,31 @@ def predict_with(
             write_lines(path, lines)
         unfinished.unlink()
     else:
-        from accelerate.utils import gather_object
-
-        # There may be fewer rows than processes.
-        first, end = (len(rows) * number // world for number in (rank(), rank() + 1))
-        share = rows.select(range(first, end))
-        lines = gather_object(
-            answer(predictor, share, benchmark, batch_size=batch_size, scoring=scoring)
-        )
+        lines = answer_share(predictor, rows, benchmark, batch_size=batch_size, scoring=scoring)
         if is_main():
             write_lines(path, lines)
     return lines
+
+
+def answer_share(
+    predictor: LocalModel | ClipModel,
+    rows: datasets.Dataset,
+    benchmark: Benchmark,
+    *,
+    batch_size: int,
+    scoring: str = "generate",
+) -> list[dict[str, Any]]:
+    """`answer` where the processes of a distributed run share the rows. All of them must call it;
+    each returns all lines."""
+    from accelerate.utils import gather_object
+
+    # There may be fewer rows than processes.
+    world = world_size()
+    first, end = (len(rows) * number // world for number in (rank(), rank() + 1))
+    share = rows.select(range(first, end))
+    return gather_object(
+        answer(predictor, share, benchmark, batch_size=batch_size, scoring=scoring)
+    )
 
 
 def scored_prompts(benchmark: Benchmark, prompts: Sequence[PromptT]) -> list[PromptT]:
@@ -405,6 +428,8 @@ def ground_truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
             emotion = sample.label(space) or emotion
         else:  # here too
             attributes[space.field] = sample.label(space) or attributes[space.field]
+    if sample.label_votes and (votes := _votes(sample, benchmark)):
+        further["votes"] = votes
     affect = {name: getattr(sample, name) for name in AFFECT}
     if any(value is not None for value in affect.values()):
         further["affect"] = affect
@@ -415,6 +440,17 @@ def ground_truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
         "attributes": attributes,
         **further,
     }
+
+
+def _votes(sample: FaceSample, benchmark: Benchmark) -> dict[str, dict[str, float]]:
+    """{field of a label space of one label a face: {label: share of the votes}}."""
+    assert sample.label_votes is not None
+    shares = {
+        space.field: label_votes.distribution(sample.label_votes, space).probabilities
+        for space in benchmark.spaces
+        if not space.multi_label
+    }
+    return {field: labels for field, labels in shares.items() if labels is not None}
 
 
 def filter_by_prompt(
@@ -435,6 +471,7 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
     # Not splitlines(): texts may hold other line separators as they are.
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]

@@ -59,6 +59,7 @@ class Item:
 
     @property
     def empty(self) -> bool:
+        """Whether the request failed or the answer is blank."""
         return self.failed or not self.text.strip()
 
 
@@ -365,6 +366,7 @@ def _with_label(truth: dict[str, Any], space: LabelSpace, label: str | None) -> 
 
 
 def true_label(item: Item, space: LabelSpace) -> str | None:
+    """The annotated label of an item in a label space, None without annotation."""
     return metrics.truth({"truth": item.truth}, space)
 
 

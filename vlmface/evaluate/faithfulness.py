@@ -38,7 +38,8 @@ from vlmface.utils.ranges import Checked, Count, Seed
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlmface.infer.local import LocalModel, Prediction
+    from vlmface.infer.local import LocalModel
+    from vlmface.infer.prediction import Prediction
     from vlmface.schema import FaceSample
 
 GROUPS = {"age": "age_group", "gender": "gender", "ancestry": "race"}  # kind -> field of the face

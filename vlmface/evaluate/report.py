@@ -14,7 +14,7 @@ from vlmface.answers import join_labels
 from vlmface.data import people
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import tables
+from vlmface.evaluate import tables, training_curves
 from vlmface.metrics import groups, multilabel
 from vlmface.metrics import metrics as scoring
 from vlmface.metrics.metric import Metric, Row, ScoredBlock, of_kind, scored_blocks, with_built_in
@@ -70,7 +70,7 @@ def write_report(
         note=manifest.get("limitations"),
         baseline=baseline,
         groups=_score_groups(runs, scores.get("paired") or {}, baseline or {}, metrics),
-        curve=_curve(_read_lines(run_dir / "log.jsonl")),
+        **_training(_read_lines(run_dir / "log.jsonl"), scores.get("train") or {}, metrics),
         **_tables(runs, baseline or {}),
         **_faces_of(run_dir, runs, images),
         **_published(published, metrics),
@@ -116,6 +116,20 @@ def _faces_of(run_dir: Path, runs: Mapping[str, Any], images: Mapping[str, Any])
     rows = _read_lines(run_dir / "predictions.jsonl")
     earlier = _read_lines(run_dir / "predictions_before.jsonl")
     return {"faces": _faces(rows, earlier, images, list(runs.values())[-1])}
+
+
+def _training(
+    log: Sequence[Mapping[str, Any]], train: Mapping[str, Any], metrics: Sequence[Metric]
+) -> dict[str, Any]:
+    """The curves of the training, and what is said about its best checkpoint."""
+    best = train.get("best")
+    charts = training_curves.charts(log, metrics, best)
+    if best is None:
+        return {"charts": charts, "best": None}
+    metric = next((metric for metric in metrics if metric.name == best["metric"]), None)
+    title = "validation loss" if metric is None else metric.title
+    value = f"{best['value']:.3f}" if metric is None else metric.with_unit(best["value"])
+    return {"charts": charts, "best": {"step": best["step"], "text": f"{title} {value}"}}
 
 
 def _published(published: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> dict[str, Any]:
@@ -180,6 +194,8 @@ def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = []
     if base := manifest.get("base_model"):
         lines.append(("base model", f"{base['id']}, weights {base['sha']}"))
+    if start := manifest.get("init_from"):
+        lines.append(("started from", f"{start['id']}, weights {start['sha']}"))
     if trainable := manifest.get("trainable"):
         lines.append(("trained parts", ", ".join(f"{k}: {v}" for k, v in trainable.items())))
     if data := manifest.get("dataset"):
@@ -324,51 +340,6 @@ def _reliability(run: Mapping[str, Any]) -> dict[str, Any] | None:
             if entry["count"]
         ],
     }
-
-
-# --- how training went ---------------------------------------------------------------------------
-
-
-def _curve(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Points of the curve and its ticks, in a drawing of 480 x 240 with room for the labels: the
-    mean reward of a run that learns from rewards, whose loss says little, else the loss."""
-    name = "reward" if any("reward" in line for line in log) else "loss"
-    points = [
-        (float(line["step"]), float(line[name]))
-        for line in log
-        if name in line and "step" in line and math.isfinite(line[name])
-    ]
-    if len(points) < 2:
-        return None
-    steps, values = zip(*points, strict=True)
-    across = _ticks(0, max(steps))
-    up = _ticks(min(0.0, *values), max(values))
-
-    def x(step: float) -> float:
-        return 44 + 412 * (step - across[0]) / (across[-1] - across[0])
-
-    def y(value: float) -> float:
-        return 204 - 192 * (value - up[0]) / (up[-1] - up[0])
-
-    line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-    return {
-        "name": "mean reward" if name == "reward" else "training loss",
-        "line": line,
-        "x": [(x(tick), f"{tick:g}") for tick in across],
-        "y": [(y(tick), f"{tick:g}") for tick in up],
-        "first": values[0],
-        "last": values[-1],
-        "steps": int(max(steps)),
-    }
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """4 to 8 round numbers that enclose low..high."""
-    span = (high - low) or 1.0
-    unit = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(m * unit for m in (1, 2, 2.5, 5, 10) if span / (m * unit) <= 6)
-    first, last = math.floor(low / step), math.ceil((low + span) / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
 
 
 # --- the faces -----------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """How fast does a model get worse as pictures do? A benchmark's faces, corrupted at five strengths
-(`vlmface.evaluate.corrupt`), asked by the same prompt and scored as ever."""
+(`vlmface.data.corruptions`), asked by the same prompt and scored as ever."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import manifest
 from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
+from vlmface.data import corruptions
 from vlmface.data.row_images import open_images, open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, corrupt
+from vlmface.evaluate import answering
 from vlmface.evaluate.run import compute_metrics, output_folder
 from vlmface.metrics.metric import Metric, of_kind, scored_blocks
 from vlmface.metrics.metrics import valid_share
@@ -73,7 +74,7 @@ def measure(
     benchmark = load_benchmark(settings.benchmark)
     prompt, *_ = answering.scored_prompts(benchmark, predictor.prompts)
     asking = predictor.with_prompt(prompt)
-    names = settings.corruptions or list(corrupt.NAMES)
+    names = settings.corruptions or list(corruptions.NAMES)
     images = [as_list(open_images(row)) for row in rows]
 
     metric_names = "".join(f" {name}" for name in benchmark.metrics)
@@ -82,7 +83,7 @@ def measure(
         id = f"{name} {strength} {manifest.trained_at(settings.model) or ''}{metric_names}"
         if id not in journal.records:
             pictures = [
-                [corrupt.corrupt(image, name, strength, key=key) for image in images_of_row]
+                [corruptions.corrupt(image, name, strength, key=key) for image in images_of_row]
                 for images_of_row, key in zip(images, rows["id"], strict=True)
             ]
             predictions = asking.predict(
@@ -100,7 +101,7 @@ def measure(
     with tqdm(total=1 + 5 * len(names), desc="corrupted pictures", unit="set") as bar:
         clean = scores_of(names[0], 0)
         curves = {
-            name: [scores_of(name, strength) for strength in corrupt.STRENGTHS[1:]]
+            name: [scores_of(name, strength) for strength in corruptions.STRENGTHS[1:]]
             for name in names
         }
     points = [point for curve in curves.values() for point in curve]
@@ -164,8 +165,10 @@ def write(
                 if metric.is_share
             ],
             "faces": [
-                data_uri(corrupt.corrupt(sample, name, strength, key=name), max_side=html.MAX_SIDE)
-                for strength in corrupt.STRENGTHS[1:]
+                data_uri(
+                    corruptions.corrupt(sample, name, strength, key=name), max_side=html.MAX_SIDE
+                )
+                for strength in corruptions.STRENGTHS[1:]
             ],
             "last": points[-1],
         }
@@ -178,7 +181,7 @@ def write(
         panels=panels,
         metrics=metrics_shown,
         titles={metric.name: _title(metric) for metric in metrics_shown},
-        x=[(round(_x(strength), 1), strength) for strength in corrupt.STRENGTHS],
+        x=[(round(_x(strength), 1), strength) for strength in corruptions.STRENGTHS],
         y=[(round(_y(share), 1), f"{100 * share:.0f}") for share in (0, 0.5, 1)],
         size=(WIDTH, HEIGHT),
         edges=(LEFT, RIGHT),
@@ -233,9 +236,9 @@ def run(settings: Settings) -> dict[str, Any]:
     eval/robustness inside the run); returns the figures. The same call resumes after a kill."""
     from vlmface.infer.local import LocalModel
 
-    if unknown := [name for name in settings.corruptions if name not in corrupt.NAMES]:
+    if unknown := [name for name in settings.corruptions if name not in corruptions.NAMES]:
         raise UserError(
-            f"there is no corruption {unknown[0]!r}: use some of {', '.join(corrupt.NAMES)}"
+            f"there is no corruption {unknown[0]!r}: use some of {', '.join(corruptions.NAMES)}"
         )
     out = output_folder(settings.model, settings.output_dir, "robustness")
     benchmark = load_benchmark(settings.benchmark)
@@ -256,7 +259,7 @@ def run(settings: Settings) -> dict[str, Any]:
         "benchmark": benchmark.id,
         "n": len(rows),
         "prompt": {"id": predictor.prompt.id, "sha": predictor.prompt.sha},
-        "parameters": {name: corrupt.PARAMETERS[name] for name in figures["corruptions"]},
+        "parameters": {name: corruptions.PARAMETERS[name] for name in figures["corruptions"]},
     }
     defined = benchmark.all_metrics
     path = write(figures, about, defined, open_row_image(rows[0]["image"]), out)

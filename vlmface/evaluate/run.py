@@ -1,6 +1,6 @@
 """A benchmark, a model, one result: the protocol file says what is asked, the manifest how.
 
-The recipes score their models through `predict_cached` and `compute_metrics` too, so that a run's
+The recipes score their models through `predict_with` and `compute_metrics` too, so that a run's
 own numbers and those of a later `eval/run.py` are the same numbers.
 """
 
@@ -34,8 +34,6 @@ from vlmface.utils.ranges import Checked, Count, Unused
 from vlmface.utils.terminal import one_line
 
 if TYPE_CHECKING:
-    import datasets
-
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LocalModel
     from vlmface.infer.remote import RemoteModel
@@ -188,37 +186,6 @@ def one_line_summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) ->
     return ", ".join(parts) + f" on {scores['n']} faces"
 
 
-def write_run_results(
-    run_dir: Path,
-    models: tuple[str, str],
-    before: Sequence[Mapping[str, Any]],
-    after: Sequence[Mapping[str, Any]],
-    benchmark: Benchmark,
-    run_prompts: Sequence[PromptLike],
-    faces: datasets.Dataset,
-    trained: Mapping[str, Any],
-    baseline: Mapping[str, Any] | None,
-    scoring: str = "generate",
-) -> None:
-    """Write metrics.json and then report.html, which says that a run is complete, and print what
-    was learnt. `before` and `after` are the predictions of the two `models` on the `faces`."""
-    scores = {
-        "before": compute_metrics(before, benchmark, run_prompts, model=models[0], scoring=scoring),
-        "after": compute_metrics(after, benchmark, run_prompts, model=models[1], scoring=scoring),
-        "paired": compare(before, after, benchmark, run_prompts),
-        "train": dict(trained),
-    }
-    text = json.dumps(scores, indent=2, ensure_ascii=False)
-    atomic_write(run_dir / "metrics.json", text + "\n")
-    images = dict(zip(faces["id"], faces["image"], strict=True))
-    extra = benchmark.extra_metrics
-    report.write_report(run_dir, images=images, baseline=baseline, extra=extra)
-    lines = {name: one_line_summary(scores[name], extra) for name in ("after", "before")}
-    print(f"learnt: {lines['after']} (before: {lines['before']})")
-    print(f"is in:  {run_dir} (weights, predictions, report.html)")
-    print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
-
-
 JOURNAL = "predictions.partial.jsonl"  # finished rows of an evaluation that is not
 # Settings that change how fast the answers come, not what they are.
 _FREE = ("output_dir", "batch_size", "concurrency", "api_key_env")
@@ -326,11 +293,9 @@ def _evaluate(
     from vlmface.infer.remote import RemoteModel
 
     prompts: list[Any] = list(scored_prompts(benchmark, predictor.prompts))
-    about = (
-        manifest.load(settings.run_dir)[0]
-        if settings.run_dir
-        else getattr(predictor, "manifest", None)
-    )
+    about = getattr(predictor, "manifest", None)
+    if settings.run_dir:
+        about, _ = manifest.load(settings.run_dir)
     out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
     views, frames = (crops.parse_views(about.views), about.num_frames) if about else ((), 1)
@@ -372,27 +337,37 @@ def _evaluate(
         about.save(out)  # the report's header, and what these numbers belong to
     atomic_write(out / "metrics.json", json.dumps(scores, indent=2) + "\n")
     published = tables.beside_published(benchmark, scores, Path(settings.model).name)
-    if published:
-        benchmark_metrics = benchmark.all_metrics
-        atomic_write(out / "published.md", tables.markdown(published, benchmark_metrics))
-        atomic_write(
-            out / "published.tex", tables.latex(published, benchmark.id, benchmark_metrics)
-        )
+    _write_published(published, benchmark, out)
     images = dict(zip(rows["id"], rows["image"], strict=True))
     extra = benchmark.extra_metrics
     report.write_report(out, images=images, baseline=baseline, published=published, extra=extra)
     print(one_line_summary(scores, extra))
     if unanswered:
-        id, why = next(iter(unanswered.items()))
-        print(
-            f"error: {len(unanswered)} faces got no answer and count as wrong ({id}: "
-            f"{one_line(why)}); the same command asks about these again",
-            file=sys.stderr,
-        )
+        _print_unanswered(unanswered)
     else:
         (out / JOURNAL).unlink()
     print(f"report: {out / 'report.html'}")
     return scores
+
+
+def _write_published(
+    published: Sequence[Mapping[str, Any]], benchmark: Benchmark, out: Path
+) -> None:
+    """published.md and published.tex, where others report the benchmark."""
+    if not published:
+        return
+    columns = benchmark.all_metrics
+    atomic_write(out / "published.md", tables.markdown(published, columns))
+    atomic_write(out / "published.tex", tables.latex(published, benchmark.id, columns))
+
+
+def _print_unanswered(unanswered: Mapping[str, str]) -> None:
+    id, why = next(iter(unanswered.items()))
+    print(
+        f"error: {len(unanswered)} faces got no answer and count as wrong ({id}: "
+        f"{one_line(why)}); the same command asks about these again",
+        file=sys.stderr,
+    )
 
 
 def _check_journal(

@@ -13,7 +13,7 @@ from vlmface.evaluate import answering, external_formats, ferbench, report, run
 from vlmface.label_spaces import definitions_of
 from vlmface.manifest import is_run
 from vlmface.metrics import metrics
-from vlmface.utils.files import atomic_write
+from vlmface.utils.files import atomic_write, make_output_folder
 from vlmface.utils.memory import peak_rss_gib
 
 WRITTEN = ("metrics.json", "predictions.jsonl", "report.html", "disagreements.jsonl")
@@ -73,12 +73,7 @@ def score_command(
 
 def _folder(out: Path, scored: Path) -> Path:
     """The output folder, made; refused where it would overwrite what is scored, or a run."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be made ({error.strerror}): give another --output_dir"
-        ) from error
+    make_output_folder(out)
     if is_run(out) or any((out / name).resolve() == scored.resolve() for name in WRITTEN):
         raise UserError(f"{out} holds a run or the file itself: give another --output_dir")
     return out

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlmface.infer.local import LabelScores
+from vlmface.infer.prediction import LabelScores
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import metrics
 from vlmface.metrics.metrics import Row

@@ -186,9 +186,9 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
         # Arms of one model follow each other, so that each is loaded once.
         for arm in sorted(survivors, key=lambda arm: arm.model):
             lines = asking(arm, validation.select(range(faces)), chosen_on, "validation")
-            compute_metrics = value(score_of(lines, arm, chosen_on, settings), by)
-            table[arm.name]["rungs"].append({"n": faces, **compute_metrics})
-            text = f"{by.name} {compute_metrics['value']:.3f}"
+            score = value(score_of(lines, arm, chosen_on, settings), by)
+            table[arm.name]["rungs"].append({"n": faces, **score})
+            text = f"{by.name} {score['value']:.3f}"
             print(f"{faces} validation faces: {arm.name} {text}", flush=True)
     survivors = _best_first(survivors, table, by)
     pairs = _test(survivors, table, benchmark, asking, by)
@@ -307,6 +307,7 @@ def _shuffled(rows: datasets.Dataset, seed: int) -> datasets.Dataset:
 def score_of(
     lines: Sequence[Mapping[str, Any]], arm: Arm, benchmark: Benchmark, settings: Settings
 ) -> dict[str, Any]:
+    """The metrics of one arm's prediction records."""
     return compute_metrics(
         lines, benchmark, [arm.prompt], model=arm.model, scoring=settings.scoring
     )

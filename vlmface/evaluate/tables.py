@@ -122,24 +122,26 @@ def markdown_cell(text: str) -> str:
 def latex(
     rows: Sequence[Mapping[str, Any]], title: str, metrics: Sequence[Metric] = BUILT_IN
 ) -> str:
-    """The same as a LaTeX table (package booktabs), sources and notes as comments."""
+    """The same as a LaTeX table (package booktabs), followed by sources and notes as comments."""
+    import pandas
+
     columns = _columns(rows, metrics)
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{escape(title)}, in per cent; intervals are 95\,\% bootstrap.}}",
-        r"  \begin{tabular}{l" + "c" * len(columns) + "}",
-        r"    \toprule",
-        "    Model & " + " & ".join(escape(metric.short_title) for metric in columns) + r" \\",
-        r"    \midrule",
+    cells = [
+        [escape(row["model"]), *(escape(_cell(row, metric)) for metric in columns)] for row in rows
     ]
-    for i, row in enumerate(rows):
-        cells = [escape(row["model"]), *(escape(_cell(row, metric)) for metric in columns)]
-        lines.append("    " + " & ".join(cells) + rf" \\ % {' '.join(_remark(row).split())}")
-        if i == 0 and len(rows) > 1:
-            lines.append(r"    \midrule")
-    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    heads = ["Model", *(escape(metric.short_title) for metric in columns)]
+    table = (
+        pandas.DataFrame(cells, columns=heads)
+        .style.hide(axis="index")
+        .to_latex(
+            caption=rf"{escape(title)}, in per cent, with 95\,\% intervals.",
+            column_format="l" + "c" * len(columns),
+            hrules=True,
+            position_float="centering",
+        )
+    )
+    remarks = (" ".join(f"{row['model']}: {_remark(row)}".split()) for row in rows)
+    return table + "".join(f"% {remark}\n" for remark in remarks)
 
 
 def escape(text: str) -> str:

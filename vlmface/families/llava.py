@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmface import manifest
 from vlmface.errors import UserError
-from vlmface.families import modules, tiny
+from vlmface.families import modules
 from vlmface.families.base import Family, check_image_tokens
+from vlmface.families.tiny.llava import TinyLlava
 
 if TYPE_CHECKING:
     import torch
@@ -20,18 +21,14 @@ class Llava(Family):
 
     NAME = "llava"
     MODEL_TYPES = ("llava",)
-    MODULE_PATHS: ClassVar[modules.ModulePaths] = {
-        "vision_tower": "vision_tower",
-        "projector": "multi_modal_projector",
-        "language_model": "language_model",
-    }
+    MODULE_PATHS = modules.LLAVA_PATHS
     LINEAR_LAYERS: ClassVar[modules.LinearLayers] = {
         "vision_tower": modules.CLIP_LAYERS,
         "projector": ("linear_1", "linear_2"),
         "language_model": modules.LLAMA_LAYERS,
     }
     PUBLISHED_NAMES = modules.PUBLISHED_TOWER_NAMES
-    TINY = tiny.TinyLlava
+    TINY = TinyLlava
 
     def check_processor(self, processor: Any, config: Any, path: str | Path) -> None:
         """Take the numbers of image tokens from the model's configuration, and compare a test

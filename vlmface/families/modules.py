@@ -25,6 +25,11 @@ LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 # transformers 5 drops the `vision_model.` of CLIP's and SigLIP's weights and reads both spellings;
 # vLLM reads only the original one.
+LLAVA_PATHS: ModulePaths = {
+    "vision_tower": "vision_tower",
+    "projector": "multi_modal_projector",
+    "language_model": "language_model",
+}
 PUBLISHED_TOWER_NAMES = {
     r"^((?:model\.)?vision_tower\.)(?!vision_model\.)": r"\1vision_model.",
 }

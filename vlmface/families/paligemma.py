@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmface.errors import UserError
-from vlmface.families import modules, tiny
+from vlmface.families import modules
 from vlmface.families.base import Family, check_image_tokens, check_token_ids
+from vlmface.families.tiny.paligemma import TinyPaliGemma
 
 if TYPE_CHECKING:
     import torch
@@ -29,18 +30,14 @@ class PaliGemma(Family):
     NAME = "paligemma"
     MODEL_TYPES = ("paligemma",)
     PROMPT_HAS_BOS = True  # after the image
-    MODULE_PATHS: ClassVar[modules.ModulePaths] = {
-        "vision_tower": "vision_tower",
-        "projector": "multi_modal_projector",
-        "language_model": "language_model",
-    }
+    MODULE_PATHS = modules.LLAVA_PATHS
     LINEAR_LAYERS: ClassVar[modules.LinearLayers] = {
         "vision_tower": modules.CLIP_LAYERS,
         "projector": ("linear",),
         "language_model": modules.LLAMA_LAYERS,
     }
     PUBLISHED_NAMES = modules.PUBLISHED_TOWER_NAMES
-    TINY = tiny.TinyPaliGemma
+    TINY = TinyPaliGemma
 
     def check_processor(self, processor: Any, config: Any, path: str | Path) -> None:
         """Compare vocabulary and test image with the model. The image token alone may have an id

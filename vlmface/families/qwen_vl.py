@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmface.errors import SkippedSampleError, UserError
-from vlmface.families import modules, tiny
+from vlmface.families import modules
 from vlmface.families.base import Family, check_image_tokens
+from vlmface.families.tiny.qwen_vl import TinyQwenVL
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ class QwenVL(Family):
         "projector": ("mlp.0", "mlp.2", "linear_fc1", "linear_fc2"),
         "language_model": modules.LLAMA_LAYERS,
     }
-    TINY = tiny.TinyQwenVL
+    TINY = TinyQwenVL
 
     # --- loading ----------------------------------------------------------------------------------
 

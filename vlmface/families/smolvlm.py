@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmface.errors import SkippedSampleError, UserError
-from vlmface.families import modules, tiny
+from vlmface.families import modules
 from vlmface.families.base import Family, check_image_tokens
+from vlmface.families.tiny.smolvlm import TinySmolVLM
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ class SmolVLM(Family):
         "projector": ("proj",),
         "language_model": modules.LLAMA_LAYERS,
     }
-    TINY = tiny.TinySmolVLM
+    TINY = TinySmolVLM
 
     # --- loading ----------------------------------------------------------------------------------
 

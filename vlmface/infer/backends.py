@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from vlmface.errors import UserError
 from vlmface.infer.batcher import DynamicBatcher
 from vlmface.infer.endpoint import NoAnswerError, open_client
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 from vlmface.prompts import Prompt, PromptLike
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from vlmface import manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
-from vlmface.infer.local import GREY, LabelScores, Prediction
+from vlmface.infer.devices import device_and_dtype
+from vlmface.infer.local import GREY
+from vlmface.infer.prediction import LabelScores, Prediction
 from vlmface.schema import AFFECT
 from vlmface.utils import config
 
@@ -71,14 +73,11 @@ class ClipModel:
         Raises:
             UserError: The run does not match its manifest, or the label texts are missing.
         """
-        import torch
-
         from vlmface import label_texts
         from vlmface.clip import model
         from vlmface.clip.classifier import Classifier, ClassifierConfig
 
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        device, dtype = device_and_dtype(device, dtype)
         if manifest.is_run(run_or_model):
             return cls._load_run(Path(run_or_model), prompt, device, dtype, merge)
         if prompt is None:

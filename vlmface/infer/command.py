@@ -15,7 +15,7 @@ from vlmface.utils.terminal import json_line, one_line, printable
 if TYPE_CHECKING:
     from vlmface.infer.endpoint import NoAnswerError
     from vlmface.infer.face_report import FaceReport
-    from vlmface.infer.local import Prediction
+    from vlmface.infer.prediction import Prediction
     from vlmface.infer.predictor import Predictor
 
 
@@ -113,7 +113,7 @@ class _Output:
             print(printable(_as_text(name, report), lines=True), flush=True)
 
     def check_server(self) -> None:
-        from vlmface.infer.endpoint import MAX_CONSECUTIVE_FAILURES
+        from vlmface.infer.jobs import MAX_CONSECUTIVE_FAILURES
 
         if self.silent >= MAX_CONSECUTIVE_FAILURES:
             raise UserError(

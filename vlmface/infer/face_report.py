@@ -10,7 +10,7 @@ from vlmface import facs
 from vlmface.data import crops
 
 if TYPE_CHECKING:
-    from vlmface.infer.local import Prediction
+    from vlmface.infer.prediction import Prediction
 
 EMOTION = "emotion"
 CONFIDENT = 0.5  # a report is confident from this probability of its label on
@@ -69,10 +69,12 @@ class FaceReport:
 
     @property
     def aus(self) -> tuple[int, ...]:
+        """The AUs of the primary answer."""
         return self.primary.answer.aus
 
     @property
     def rationale(self) -> str:
+        """The rationale of the primary answer."""
         return self.primary.answer.rationale
 
     @property
@@ -101,6 +103,7 @@ class FaceReport:
 
     @property
     def latency_s(self) -> float:
+        """Seconds that all answers took."""
         return sum(prediction.latency_s for prediction in self.answers.values())
 
     def as_dict(self) -> dict[str, Any]:

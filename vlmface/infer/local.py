@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,144 +21,23 @@ from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.data import crops
 from vlmface.errors import UserError
+from vlmface.infer import sampling
+from vlmface.infer.devices import device_and_dtype
+from vlmface.infer.label_scoring import CachedRows, Decoder, common_prefix, label_log_probs
+from vlmface.infer.model_source import find_source
+from vlmface.infer.prediction import LabelScores, Prediction
+from vlmface.infer.sampling import UNCHANGED, Distribution
 from vlmface.utils.images import sizes_of
 
 if TYPE_CHECKING:
-    import torch
-
     from vlmface.utils.images import ImageOrImages, Size
 
 BATCH_SIZE = 16
-NORMS = ("sum", "mean", "prior")  # how likelihoods become probabilities: LabelScores
 GREY = (128, 128, 128)
 CPU_ROWS = 8  # prompts in one pass on a CPU: the activations of more do not fit its caches
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction of one task for one face.
-
-    Attributes:
-        text: What the model generated.
-        answer: The parsed text: label, aus, rationale, status (see `vlmface.answers`).
-        probabilities: {label: 0..1, summing to 1}, or None. Of a prompt for several labels, each
-            label's own probability; they need not sum to 1.
-        latency_s: Seconds of the image's batch, divided by its images.
-        complete: Whether generation ended by itself, and not at the token limit.
-        face_found: Whether a face was detected and cropped; None if detection was not run.
-        affect: {"valence", "arousal"}, -1..1, of a model that predicts them.
-    """
-
-    text: str
-    answer: Answer
-    probabilities: dict[str, float] | None
-    latency_s: float
-    complete: bool
-    face_found: bool | None = None
-    affect: dict[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class LabelScores:
-    """How likely the model finds each label's text.
-
-    Attributes:
-        log_likelihood: {label: nats}, summed over the label's own tokens and those that end it. Of
-            a prompt for several labels: of the label as the first one, without an end, since others
-            may follow.
-        tokens: {label: number of tokens}.
-        latency_s: Seconds of the image's batch, divided by its images.
-        prior: The log-likelihoods after a grey picture, None if they were not computed.
-    """
-
-    log_likelihood: dict[str, float]
-    tokens: dict[str, int]
-    latency_s: float
-    prior: dict[str, float] | None = None
-
-    def probabilities(self, norm: str = "sum") -> dict[str, float]:
-        """The softmax over the labels.
-
-        Args:
-            norm: "sum": of the log-likelihoods; "mean": of the log-likelihoods per token, so that
-                long labels are not at a disadvantage; "prior": of the log-likelihoods minus those
-                after a grey picture (Holtzman et al. 2021, arXiv:2104.08315).
-
-        Returns:
-            {label: 0..1, summing to 1}.
-
-        Raises:
-            UserError: `norm` is "prior" and the prior was not computed.
-        """
-        import torch
-
-        values = list(self.log_likelihood.values())
-        if norm == "mean":
-            values = [v / n for v, n in zip(values, self.tokens.values(), strict=True)]
-        elif norm == "prior":
-            if self.prior is None:
-                raise UserError("the likelihoods without a picture were not computed: prior=True")
-            values = [v - p for v, p in zip(values, self.prior.values(), strict=True)]
-        elif norm != "sum":
-            raise ValueError(f"norm {norm!r}: use one of {', '.join(NORMS)}")
-        shares = torch.tensor(values, dtype=torch.float64).softmax(0).tolist()
-        return dict(zip(self.log_likelihood, shares, strict=True))
-
-
 DEFAULT_MAX_NEW_TOKENS = 256  # of a base model, which has no manifest
-
-
-@dataclass(frozen=True)
-class _CachedRows:
-    """What the slots of a key-value cache hold.
-
-    Attributes:
-        cache: The cache.
-        ids: Of each row: its prompt, then the generated tokens.
-        prompt_lengths: Tokens of each row's prompt.
-        first_slots: The slot of each row's first prompt token.
-        width: The first slot after the prompts.
-    """
-
-    cache: Any
-    ids: Sequence[list[int]]
-    prompt_lengths: Sequence[int]
-    first_slots: Sequence[int]
-    width: int
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What a model is loaded from: the folders, the family, and the prompts."""
-
-    base: Path
-    processor_dir: Path
-    family: str
-    prompt: prompts.Prompt
-    prompts: list[prompts.Prompt]
-    manifest: manifest.Manifest | None = None
-
-
-def _run_source(run: str | Path, prompt: str | Path | prompts.Prompt | None) -> _Source:
-    run_manifest, run_prompts = manifest.load(run)
-    manifest.check_weights(run_manifest, run)
-    active_prompt = run_prompts[0]
-    if prompt is not None:
-        active_prompt = manifest.select_prompt(run_prompts, prompt, run)
-    run_dir = Path(run)
-    base = manifest.resolve_base(run_manifest, run_dir) if run_manifest.adapter else run_dir
-    return _Source(base, run_dir, run_manifest.family, active_prompt, run_prompts, run_manifest)
-
-
-def _base_source(model: str | Path, prompt: str | Path | prompts.Prompt | None) -> _Source:
-    if prompt is None:
-        raise UserError(
-            f"{model} is not a vlmface run (it has no {manifest.FILENAME}): choose a prompt with "
-            "--prompt, or give the folder of a run"
-        )
-    loaded = prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)
-    base = manifest.resolve(str(model))
-    return _Source(base, base, families.family_of(base), loaded, [loaded])
 
 
 class LocalModel:
@@ -181,7 +60,12 @@ class LocalModel:
         self._priors: dict[tuple[str, tuple[Size, ...]], dict[str, float]] = {}
 
     @property
+    def _decoder(self) -> Decoder:
+        return Decoder(self.model, self.family, self.processor.tokenizer.pad_token_id)
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
+        """The chat messages of its prompt."""
         return self.prompt.messages()
 
     def with_prompt(self, prompt: Any) -> LocalModel:
@@ -220,10 +104,8 @@ class LocalModel:
         """
         import torch
 
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        is_run = manifest.is_run(run_or_model)
-        source = _run_source(run_or_model, prompt) if is_run else _base_source(run_or_model, prompt)
+        device, dtype = device_and_dtype(device, dtype)
+        source = find_source(run_or_model, prompt)
         run_manifest = source.manifest
         if run_manifest:
             family = families.of_run(source.family, source.base)
@@ -394,14 +276,14 @@ class LocalModel:
             cache = growing_cache(self.model.config)
             self.model(**batch, cache=cache, use_cache=True, logits_to_keep=1)
             prompt_ids = [row["input_ids"] for row in rows]
-            cached = _CachedRows(
+            cached = CachedRows(
                 cache=cache,
                 ids=prompt_ids,
                 prompt_lengths=[len(ids) for ids in prompt_ids],
                 first_slots=[0] * len(rows),
                 width=batch["input_ids"].shape[1],
             )
-            table, counts = self._label_log_probs(candidates, cached)
+            table, counts = label_log_probs(self._decoder, candidates, cached)
         labels = self.prompt.space.labels
         latency = (time.perf_counter() - start_time) / len(rows)
         return [
@@ -417,9 +299,8 @@ class LocalModel:
         self,
         images: Sequence[ImageOrImages],
         count: int,
+        distribution: Distribution = UNCHANGED,
         *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
         seed: int = 0,
         boxes: Sequence[Sequence[float] | None] | None = None,
         messages: Sequence[list[dict[str, Any]]] | None = None,
@@ -429,8 +310,7 @@ class LocalModel:
         Args:
             images: RGB images.
             count: Answers per image.
-            temperature: Of the softmax.
-            top_p: Nucleus sampling.
+            distribution: What tokens are drawn from; image tokens are never drawn.
             seed: Of the random generator.
             boxes: As in `predict`; no effect for a model that was trained on full images.
             messages: Chat messages for each image, instead of the prompt's.
@@ -440,24 +320,25 @@ class LocalModel:
         """
         import torch
 
-        from vlmface.infer import sampling
-
         images, _ = crops.render_views(images, boxes, self.views, self.frames)
         rows = self.prompt_rows(images, messages)
         batch = encode.to_model(encode.Collator(self.processor, self.family)(rows), self.model)
         stops = self.family.stop_token_ids(self.processor)
         image_token = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        options = sampling.SamplingOptions(
+            max_new_tokens=self.max_new_tokens,
+            stops=stops,
+            temperature=distribution.temperature,
+            top_p=distribution.top_p,
+            never=[image_token],
+        )
         rollout = sampling.sample(
             self.model,
             self.family,
             batch,
+            options,
             group=count,
-            max_new_tokens=self.max_new_tokens,
-            stops=stops,
             generator=torch.Generator(self.model.device).manual_seed(seed),
-            temperature=temperature,
-            top_p=top_p,
-            never=[image_token],
         )
         texts = [
             self.processor.tokenizer.decode(
@@ -528,7 +409,7 @@ class LocalModel:
             # Of several labels these would be the probabilities of coming first, not of applying.
             if probabilities and not self.prompt.multi_label:
                 lengths = [len(row["input_ids"]) for row in rows]
-                cached = _CachedRows(
+                cached = CachedRows(
                     cache=output.cache,
                     ids=[
                         [*row["input_ids"], *ids]
@@ -564,13 +445,13 @@ class LocalModel:
             for label in self.prompt.space.labels
         ]
         if self.prompt.multi_label:
-            start = len(_common_prefix(conversations))
-            end = len(_common_prefix([ids[start + 1 :][::-1] for ids in conversations]))
+            start = len(common_prefix(conversations))
+            end = len(common_prefix([ids[start + 1 :][::-1] for ids in conversations]))
             conversations = [ids[: len(ids) - end] for ids in conversations]
         return conversations
 
     def _label_probabilities(
-        self, answers: Sequence[Answer], rows: Sequence[dict[str, Any]], cached: _CachedRows
+        self, answers: Sequence[Answer], rows: Sequence[dict[str, Any]], cached: CachedRows
     ) -> list[dict[str, float] | None]:
         """Probabilities of the labels after the generated rationales, which are in the cache: the
         softmax over the log-likelihoods, each including the suffix that ends the label, so that a
@@ -579,90 +460,9 @@ class LocalModel:
             self.label_ids(answer.rationale, sizes_of(row["image"]))
             for answer, row in zip(answers, rows, strict=True)
         ]
-        table, _ = self._label_log_probs(candidates, cached)
+        table, _ = label_log_probs(self._decoder, candidates, cached)
         labels = self.prompt.space.labels
         return [dict(zip(labels, row, strict=True)) for row in table.softmax(1).tolist()]
-
-    def _label_log_probs(
-        self, candidates: Sequence[list[list[int]]], cached: _CachedRows
-    ) -> tuple[torch.Tensor, list[list[int]]]:
-        """Log-likelihoods (rows, labels) of each label's own tokens, and the number of tokens.
-
-        `candidates[i]` are the ids of row i's conversation with each label. Cached tokens that are
-        equal are reused. What else the labels of a row have in common is processed once, then each
-        label's own tokens.
-        """
-        import torch
-
-        device, cache = self.model.device, cached.cache
-        filled = cache.get_seq_length()
-        common = [len(_common_prefix(ids)) for ids in candidates]
-        # The last reusable token is processed again: its output predicts what follows.
-        reused = []
-        for row_candidates, row_ids, prompt_length in zip(
-            candidates, cached.ids, cached.prompt_lengths, strict=True
-        ):
-            cached_ids = row_ids[: prompt_length + filled - cached.width]
-            reused.append(min(_common_length(cached_ids, other) for other in row_candidates) - 1)
-        slots = torch.arange(filled, device=device)
-        count, length, first, start = (
-            torch.tensor(values, device=device)[:, None]
-            for values in (reused, cached.prompt_lengths, cached.first_slots, common)
-        )
-        visible = (slots >= first) & (slots < first + torch.minimum(count, length))
-        width = cached.width
-        visible = (visible | ((slots >= width) & (slots < width + count - length))).long()
-        shared = [ids[0][a:b] for ids, a, b in zip(candidates, reused, common, strict=True)]
-        mask, logits = self._feed(cache, visible, shared, count)
-        visible = torch.cat([visible, mask], 1)
-        last = logits[torch.arange(len(shared), device=device), mask.sum(1) - 1]
-        first_log_probs = last.float().log_softmax(-1)
-
-        scores = []
-        for j in range(len(self.prompt.space.labels)):
-            label_tokens = [ids[j][a:] for ids, a in zip(candidates, common, strict=True)]
-            ids = self._padded(label_tokens)
-            score = first_log_probs.gather(-1, ids[:, :1])[:, 0]
-            if ids.shape[1] > 1:
-                mask, logits = self._feed(
-                    cache, visible, [tokens[:-1] for tokens in label_tokens], start
-                )
-                cache.crop(-mask.shape[1])
-                log_p = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-                score = score + (log_p * mask).sum(1)
-            scores.append(score)
-        counts = [[len(ids) - a for ids in row] for row, a in zip(candidates, common, strict=True)]
-        return torch.stack(scores, 1), counts
-
-    def _feed(
-        self, cache: Any, visible: torch.Tensor, rows: Sequence[list[int]], start: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the model over the ids `rows` from position `start` (rows, 1) on. They attend to the
-        cache slots that `visible` (rows, slots) flags. Returns (mask of the tokens that are not
-        padding, logits)."""
-        import torch
-
-        ids = self._padded(rows)
-        lengths = torch.tensor([[len(row)] for row in rows], device=ids.device)
-        steps = torch.arange(ids.shape[1], device=ids.device)
-        mask = (steps < lengths).long()
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=torch.cat([visible, mask], 1),
-            cache=cache,
-            use_cache=True,
-            **self.family.decode_step_inputs(self.model, start + steps),
-        ).logits
-        return mask, logits
-
-    def _padded(self, rows: Sequence[list[int]]) -> torch.Tensor:
-        """(rows, longest), padded on the right."""
-        import torch
-
-        pad, longest = self.processor.tokenizer.pad_token_id, max(map(len, rows))
-        return torch.tensor(
-            [row + [pad] * (longest - len(row)) for row in rows], device=self.model.device
-        )
 
 
 def _until_stop(ids: list[int], stops: Sequence[int]) -> tuple[list[int], bool]:
@@ -671,15 +471,3 @@ def _until_stop(ids: list[int], stops: Sequence[int]) -> tuple[list[int], bool]:
         if token in stops:
             return ids[:i], True
     return ids, False
-
-
-def _common_prefix(rows: Sequence[list[int]]) -> list[int]:
-    return rows[0][: min(_common_length(rows[0], row) for row in rows)]
-
-
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))

@@ -19,7 +19,16 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Literal,
+    TypeAlias,
+    TypedDict,
+    Unpack,
+    overload,
+)
 
 from vlmface import manifest
 from vlmface.answers import Answer
@@ -38,7 +47,7 @@ from vlmface.infer.face_views import (
     image_views,
     parse_boxes,
 )
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 from vlmface.infer.remote import open_remote_model
 from vlmface.prompts import Prompt, PromptLike
 from vlmface.utils import image_conversion
@@ -55,6 +64,40 @@ Picture: TypeAlias = (
     "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor"
 )
 Tasks: TypeAlias = str | Iterable[str] | None
+
+
+class ServerOptions(TypedDict, total=False):
+    """Options of `Predictor.load` for a server.
+
+    Attributes:
+        run_dir: The folder of the run that the server serves.
+        served_model_name: The model's name at a server that has several.
+        api_key_env: The environment variable that holds the server's API key.
+        concurrency: The most requests at once, by default 8.
+        timeout_s: Of one request, by default 120 seconds.
+        attempts: Tries of one request, by default 6.
+        guided_decoding: Constrain the output to the prompt's format and labels.
+        request: Fields of each request, such as {"temperature": None, "max_completion_tokens":
+            256}; None removes a field.
+    """
+
+    run_dir: str | Path | None
+    served_model_name: str | None
+    api_key_env: str | None
+    concurrency: int
+    timeout_s: float
+    attempts: int
+    guided_decoding: bool
+    request: Mapping[str, Any] | None
+
+
+def _check_no_server(model: str | Path, options: ServerOptions) -> None:
+    """Raise UserError for an option that has no effect on a model in this process."""
+    for name in ("run_dir", "served_model_name", "api_key_env", "guided_decoding", "request"):
+        if value := options.get(name):
+            raise UserError(
+                f"{name} is {value}, but {model} is not the URL of a server: leave it out"
+            )
 
 
 class Predictor:
@@ -95,33 +138,18 @@ class Predictor:
         cls,
         model: str | Path,
         *,
-        run_dir: str | Path | None = None,
         prompt: str | Path | Prompt | None = None,
-        served_model_name: str | None = None,
-        api_key_env: str | None = None,
         max_new_tokens: int | None = None,
-        concurrency: int = 8,
-        timeout_s: float = 120.0,
-        attempts: int = 6,
-        guided_decoding: bool = False,
-        request: Mapping[str, Any] | None = None,
+        **server: Unpack[ServerOptions],
     ) -> Predictor:
         """Load a model, or connect to a server.
 
         Args:
             model: A run folder, a base model (with `prompt`), or the URL of an OpenAI-compatible
                 server (with `run_dir` or `prompt`).
-            run_dir: The folder of the run that the server serves.
             prompt: Use this prompt only; a base model needs one.
-            served_model_name: The model's name at a server that has several.
-            api_key_env: The environment variable that holds the server's API key.
             max_new_tokens: Overrides the limit in the manifest.
-            concurrency: The most requests to the server at once.
-            timeout_s: Of one request, in seconds.
-            attempts: Tries of one request.
-            guided_decoding: Constrain the server's output to the prompt's format and labels.
-            request: Fields of each request, such as {"temperature": None,
-                "max_completion_tokens": 256}; None removes a field.
+            **server: Of a server, see `ServerOptions`.
 
         Returns:
             An open Predictor.
@@ -130,19 +158,9 @@ class Predictor:
             UserError: The model cannot be loaded, the server does not respond, or an option has
                 no effect for this kind of model.
         """
+        run_dir = server.get("run_dir")
         if not is_url(model):
-            server_options = {
-                "run_dir": run_dir,
-                "served_model_name": served_model_name,
-                "api_key_env": api_key_env,
-                "guided_decoding": guided_decoding or None,
-                "request": request or None,
-            }
-            for name, value in server_options.items():
-                if value is not None:
-                    raise UserError(
-                        f"{name} is {value}, but {model} is not the URL of a server: leave it out"
-                    )
+            _check_no_server(model, server)
             local = loading.load(model, prompt=prompt, max_new_tokens=max_new_tokens)
             run_manifest = local.manifest
             prompts = local.prompts if prompt is None else [local.prompt]
@@ -150,14 +168,15 @@ class Predictor:
         else:
             endpoint = Endpoint(
                 str(model),
-                served_model_name or "",
-                api_key_env=api_key_env,
-                concurrency=concurrency,
-                timeout_s=timeout_s,
-                attempts=attempts,
-                request=dict(request or {}),
+                server.get("served_model_name") or "",
+                api_key_env=server.get("api_key_env"),
+                concurrency=server.get("concurrency", 8),
+                timeout_s=server.get("timeout_s", 120.0),
+                attempts=server.get("attempts", 6),
+                request=dict(server.get("request") or {}),
             )
             run_manifest = None if run_dir is None else manifest.load(run_dir)[0]
+            guided_decoding = server.get("guided_decoding", False)
             remote = open_remote_model(endpoint, run_dir, prompt, max_new_tokens, guided_decoding)
             backend = RemoteBackend(remote)
         return cls(
@@ -194,10 +213,12 @@ class Predictor:
 
     @property
     def views(self) -> crops.Views:
+        """The views of a face that the model receives."""
         return self.view_settings.views
 
     @property
     def frames(self) -> int:
+        """Frames of a clip that the model receives."""
         return self.view_settings.frames
 
     # --- faces ------------------------------------------------------------------------------------

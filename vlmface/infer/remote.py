@@ -12,18 +12,10 @@ from typing import TYPE_CHECKING, Any
 from vlmface import answers, families, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.infer import loops
-from vlmface.infer.endpoint import (
-    Completion,
-    Endpoint,
-    NoAnswerError,
-    attach_images,
-    chat,
-    open_client,
-    parse_json,
-    send_request,
-    stream_chat,
-)
-from vlmface.infer.local import DEFAULT_MAX_NEW_TOKENS, Prediction
+from vlmface.infer.chat import Completion, attach_images, chat, stream_chat
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, open_client, parse_json, send_request
+from vlmface.infer.local import DEFAULT_MAX_NEW_TOKENS
+from vlmface.infer.prediction import Prediction
 from vlmface.prompts import Prompt
 from vlmface.utils.files import without_surrogates
 from vlmface.utils.images import ImageOrImages, as_list, data_uri

@@ -19,6 +19,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """What tokens are drawn from.
+
+    Attributes:
+        temperature: Of the softmax.
+        top_p: Nucleus sampling.
+        never: Token ids that are not drawn: an image token in an answer would require an image when
+            the answer is encoded again (huggingface/trl#3847).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    never: Sequence[int] = ()
+
+
+UNCHANGED = Distribution()  # the model's own distribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(Distribution):
+    """How completions are drawn.
+
+    Attributes:
+        max_new_tokens: Of each completion.
+        stops: Token ids that end a completion.
+    """
+
+    max_new_tokens: int
+    stops: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Completions in the order of the prompts, `group` of each.
 
@@ -93,14 +125,10 @@ def sample(
     model: Any,
     family: Family,
     batch: Mapping[str, Any],
+    options: SamplingOptions,
     *,
     group: int,
-    max_new_tokens: int,
-    stops: Sequence[int],
     generator: torch.Generator,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    never: Sequence[int] = (),
 ) -> Rollout:
     """Sample completions of each prompt of a batch. The model should be in eval mode.
 
@@ -108,14 +136,9 @@ def sample(
         model: Its forward takes the batch.
         family: The model's family.
         batch: From the collator, padded on the right, with images or features.
+        options: How completions are drawn.
         group: Completions of each prompt.
-        max_new_tokens: Of each completion.
-        stops: Token ids that end a completion.
         generator: The only source of randomness: equal weights and seeds give equal completions.
-        temperature: Of the softmax.
-        top_p: Nucleus sampling.
-        never: Token ids that are not sampled: an image token in an answer would require an image
-            when the answer is encoded again (huggingface/trl#3847).
 
     Returns:
         The completions.
@@ -126,15 +149,15 @@ def sample(
         prefix = _encode_prompts(model, batch)
         prompts = len(prefix.lengths)
         prefix = _repeated(model, prefix, group)
-        lengths = prefix.lengths
-        step_inputs = _decode_step_inputs(model, family, _positions(lengths, max_new_tokens), group)
+        positions = _positions(prefix.lengths, options.max_new_tokens)
+        step_inputs = _decode_step_inputs(model, family, positions, group)
         logits, mask = prefix.logits, prefix.mask
         rows = torch.arange(prompts * group, device=logits.device)  # the unfinished completions
         ids: list[list[int]] = [[] for _ in range(len(rows))]
         log_probs: list[list[float]] = [[] for _ in range(len(rows))]
-        ends = torch.tensor(sorted(stops), device=logits.device)
-        for step in range(max_new_tokens):
-            probabilities = _top_p(_scaled(logits, temperature, never).softmax(-1), top_p)
+        ends = torch.tensor(sorted(options.stops), device=logits.device)
+        for step in range(options.max_new_tokens):
+            probabilities = _top_p(_scaled(logits, options).softmax(-1), options.top_p)
             tokens, token_log_probs = _draw(probabilities, generator)
             for row, token, log_prob in zip(
                 rows.tolist(), tokens[:, 0].tolist(), token_log_probs.tolist(), strict=True
@@ -142,7 +165,7 @@ def sample(
                 ids[row].append(token)
                 log_probs[row].append(log_prob)
             unfinished = ~torch.isin(tokens[:, 0], ends)
-            if step == max_new_tokens - 1 or not unfinished.any():
+            if step == options.max_new_tokens - 1 or not unfinished.any():
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             if not unfinished.all():
@@ -155,7 +178,7 @@ def sample(
                 use_cache=True,
                 **_select(step_inputs, rows, slice(step, step + 1)),
             ).logits[:, -1]
-    stop_ids = set(stops)
+    stop_ids = set(options.stops)
     return Rollout(ids, log_probs, [row[-1] in stop_ids for row in ids])
 
 
@@ -197,10 +220,7 @@ def score(
     batch: Mapping[str, Any],
     completions: torch.Tensor,
     mask: torch.Tensor,
-    *,
-    group: int,
-    temperature: float = 1.0,
-    never: Sequence[int] = (),
+    distribution: Distribution,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score completions with one pass over each prompt.
 
@@ -210,9 +230,7 @@ def score(
         batch: The prompts, from the collator, padded on the right.
         completions: Token ids (prompts x group, tokens), padded on the right.
         mask: Shaped like `completions`, 1 for tokens and 0 for padding.
-        group: Completions of each prompt.
-        temperature: Of the softmax.
-        never: As in `sample`.
+        distribution: Its temperature and the tokens that are never drawn count; `top_p` does not.
 
     Returns:
         (log-probabilities, entropies in nats) of each completion token, float32, shaped like
@@ -221,6 +239,7 @@ def score(
     import torch
 
     prefix = _encode_prompts(model, batch)
+    group = len(completions) // len(prefix.lengths)
     prefix = _repeated(model, prefix, group)
     positions = _positions(prefix.lengths, completions.shape[1])
     first = prefix.logits[:, None]
@@ -238,7 +257,7 @@ def score(
             ),
         ).logits
         logits = torch.cat([first, later_logits], 1)
-    return _log_probs(_scaled(logits, temperature, never), completions)
+    return _log_probs(_scaled(logits, distribution), completions)
 
 
 def score_without_cache(
@@ -246,9 +265,7 @@ def score_without_cache(
     batch: Mapping[str, Any],
     completions: torch.Tensor,
     mask: torch.Tensor,
-    *,
-    temperature: float = 1.0,
-    never: Sequence[int] = (),
+    distribution: Distribution,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`score` with one forward pass over prompts and completions, for gradient checkpointing, which
     cannot keep a cache.
@@ -258,8 +275,7 @@ def score_without_cache(
         batch: A row for each completion: prompt, completion and padding.
         completions: As in `score`.
         mask: As in `score`.
-        temperature: As in `score`.
-        never: As in `score`.
+        distribution: As in `score`.
 
     Returns:
         As `score`.
@@ -274,13 +290,13 @@ def score_without_cache(
     columns = lengths[:, None] - 1 - first + torch.arange(completions.shape[1], device=mask.device)
     columns = columns.clamp(max=logits.shape[1] - 1)
     logits = logits.gather(1, columns[..., None].expand(-1, -1, logits.shape[-1]))
-    return _log_probs(_scaled(logits, temperature, never), completions)
+    return _log_probs(_scaled(logits, distribution), completions)
 
 
-def _scaled(logits: torch.Tensor, temperature: float, never: Sequence[int]) -> torch.Tensor:
-    scaled = logits.float() / temperature
-    if never:
-        scaled[..., list(never)] = float("-inf")
+def _scaled(logits: torch.Tensor, distribution: Distribution) -> torch.Tensor:
+    scaled = logits.float() / distribution.temperature
+    if distribution.never:
+        scaled[..., list(distribution.never)] = float("-inf")
     return scaled
 
 

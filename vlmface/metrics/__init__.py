@@ -3,7 +3,7 @@
 The modules that are imported here define the built-in metrics, each in one place.
 """
 
-from vlmface.metrics import action_units, affect, calibration, labels, multilabel, ordinal
+from vlmface.metrics import action_units, affect, calibration, labels, multilabel, ordinal, votes
 from vlmface.metrics.metric import METRICS, Metric, Scope, metric
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "metric",
     "multilabel",
     "ordinal",
+    "votes",
 ]

@@ -58,6 +58,7 @@ def count_aus(rows: Sequence[Row], au_set: Sequence[int]) -> Array:
     takes="sums",
     published="au_f1_macro",
     short_title="AU F1",
+    hub_type="f1",
     main=True,
     headline=True,
     summary={"au": "AU F1 {value}"},
@@ -67,7 +68,9 @@ def au_f1(tally: Array) -> Array:
     return multilabel_scores(tally)["f1_macro"]
 
 
-@built_in("micro F1", name="au_f1_micro", key="f1_micro", applies_to="au", takes="sums")
+@built_in(
+    "micro F1", name="au_f1_micro", key="f1_micro", applies_to="au", takes="sums", hub_type="f1"
+)
 def au_f1_micro(tally: Array) -> Array:
     """F1 of the hits, false alarms and misses pooled over all AUs of the set."""
     return multilabel_scores(tally)["f1_micro"]

@@ -9,6 +9,7 @@ top2   share of rows whose true label is among the two most probable ones
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,54 +58,30 @@ def calibration(
 
 # --- metrics --------------------------------------------------------------------------------------
 
+_of_probabilities = partial(built_in, applies_to="calibration", takes="probabilities")
+_error = partial(_of_probabilities, higher_is_better=False)
+_unlisted_number: dict[str, Any] = {"unit": "", "scale": 1, "in_tables": False}
 
-@built_in(
-    "calibration error",
-    applies_to="calibration",
-    takes="probabilities",
-    higher_is_better=False,
-)
+
+@_error("calibration error")
 def ece(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Expected calibration error of the most probable labels."""
     return measures.expected_calibration_error(*measures.top_label(probabilities, truth))
 
 
-@built_in(
-    "negative log-likelihood, nats",
-    applies_to="calibration",
-    takes="probabilities",
-    higher_is_better=False,
-    unit="",
-    scale=1,
-    digits=2,
-    in_tables=False,
-)
+@_error("negative log-likelihood, nats", digits=2, **_unlisted_number)
 def nll(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Mean negative log-likelihood of the true label."""
     return measures.negative_log_likelihood(probabilities, truth)
 
 
-@built_in(
-    "Brier score",
-    applies_to="calibration",
-    takes="probabilities",
-    higher_is_better=False,
-    unit="",
-    scale=1,
-    digits=3,
-    in_tables=False,
-)
+@_error("Brier score", digits=3, **_unlisted_number)
 def brier(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Mean squared error of the probabilities, summed over the labels."""
     return measures.brier_score(probabilities, truth)
 
 
-@built_in(
-    "true label among the first two",
-    applies_to="calibration",
-    takes="probabilities",
-    in_tables=False,
-)
+@_of_probabilities("true label among the first two", in_tables=False)
 def top2(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Share of the rows whose true label is one of the two most probable."""
     return measures.top_k_accuracy(probabilities, truth, 2)

@@ -9,6 +9,7 @@ f1_macro   mean F1 of the classes that occur in the truth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -86,10 +87,11 @@ def shift_confusion(confusion: Array, share: float) -> Array:
 # --- metrics --------------------------------------------------------------------------------------
 
 
-@built_in(
+_of_confusion = partial(built_in, applies_to=("emotion", "attributes"), takes="sums")
+
+
+@_of_confusion(
     "accuracy",
-    applies_to=("emotion", "attributes"),
-    takes="sums",
     published="accuracy",
     short_title="accuracy (WAR)",
     main=True,
@@ -105,12 +107,11 @@ def accuracy(confusion: Array) -> Array:
     return ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
 
 
-@built_in(
+@_of_confusion(
     "mean recall (UAR)",
-    applies_to=("emotion", "attributes"),
-    takes="sums",
     published="uar",
     short_title="UAR",
+    hub_type="recall",
     main=True,
     summary={"emotion": "UAR {value}"},
 )
@@ -120,12 +121,7 @@ def uar(confusion: Array) -> Array:
     return mean_where(parts["recall"], parts["support"] > 0)
 
 
-@built_in(
-    "macro F1",
-    applies_to=("emotion", "attributes"),
-    takes="sums",
-    published="f1_macro",
-)
+@_of_confusion("macro F1", published="f1_macro", hub_type="f1")
 def f1_macro(confusion: Array) -> Array:
     """Mean F1 of the classes that occur in the truth."""
     parts = class_scores(confusion)

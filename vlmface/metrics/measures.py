@@ -5,8 +5,9 @@
     valence and arousal   CCC, PCC, RMSE, SAGR
     several labels        F1, Jaccard, average precision of classes that may occur together
     age                   MAE, accuracy of the age group
-    words and texts       hit rate, ROUGE-L, REGE
     two runs              McNemar's exact test, Holm's correction
+
+Those of words and texts are in `text_measures`.
 
 A row is one prediction; rows that are not annotated must be left out before. A measure that is not
 defined on its rows, such as the correlation with a constant, is nan. What cannot be measured at all
@@ -15,8 +16,7 @@ defined on its rows, such as the correlation with a constant, is nan. What canno
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,21 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from vlmface.errors import UserError
+from vlmface.metrics.array_checks import (
+    Flags,
+    check_range,
+    check_same_length,
+    check_same_shape,
+    flags_of,
+    pair,
+    probability_table,
+    table_of,
+    vector,
+)
 from vlmface.metrics.statistics import Array
-
-Flags = NDArray[np.bool_]
-Indices = NDArray[np.int64]
 
 ECE_BINS = 15
 NLL_FLOOR = float(np.finfo(float).eps)  # 2.2e-16, as in scikit-learn's log_loss
-_SLACK = 1e-3  # how far rounding may take a probability, or the sum of a row, out of its range
 
 
 # --- label probabilities --------------------------------------------------------------------------
@@ -44,7 +51,7 @@ def top_k_accuracy(probabilities: ArrayLike, truth: ArrayLike, k: int) -> float:
     of the table ranks first, as in numpy.argmax. Russakovsky et al., IJCV 2015 (its complement, the
     top-5 error).
     """
-    table, true = _probabilities(probabilities, truth)
+    table, true = probability_table(probabilities, truth)
     labels = table.shape[1]
     if not 1 <= k <= labels:
         raise UserError(f"top-k accuracy with k = {k} of {labels} labels: use 1 to {labels}")
@@ -61,7 +68,7 @@ def negative_log_likelihood(probabilities: ArrayLike, truth: ArrayLike) -> float
     as NLL_FLOOR: a single row that had ruled out the truth would make the mean infinite otherwise.
     Good, J. R. Stat. Soc. B 1952.
     """
-    table, true = _probabilities(probabilities, truth)
+    table, true = probability_table(probabilities, truth)
     of_truth = table[np.arange(len(true)), true]
     return float(-np.log(np.clip(of_truth, NLL_FLOOR, 1)).mean())
 
@@ -72,7 +79,7 @@ def brier_score(probabilities: ArrayLike, truth: ArrayLike) -> float:
     `probabilities` is (N, K), `truth` (N,) indices of labels. This is the original form (Brier,
     Monthly Weather Review 1950); of two labels it is twice the form that looks at one of them.
     """
-    table, true = _probabilities(probabilities, truth)
+    table, true = probability_table(probabilities, truth)
     error = table.copy()
     error[np.arange(len(true)), true] -= 1
     return float(np.square(error).sum(1).mean())
@@ -81,7 +88,7 @@ def brier_score(probabilities: ArrayLike, truth: ArrayLike) -> float:
 def top_label(probabilities: ArrayLike, truth: ArrayLike) -> tuple[Array, Flags]:
     """(confidence, right) of each row, (N,) both: the highest probability, and whether its label,
     the first one of equal ones, is the true one. Calibration is measured on these."""
-    table, true = _probabilities(probabilities, truth)
+    table, true = probability_table(probabilities, truth)
     best = table.argmax(1)
     return table[np.arange(len(true)), best], best == true
 
@@ -94,9 +101,9 @@ def reliability(confidence: ArrayLike, right: ArrayLike) -> dict[str, Array]:
     Bin m of M holds the confidences in ((m - 1) / M, m / M]; 0 is in the first. Guo et al., ICML
     2017.
     """
-    sure, hit = _vector("confidence", confidence), _flags("right", right)
-    _same_length(confidence=sure, right=hit)
-    _check_range("confidence", sure)
+    sure, hit = vector("confidence", confidence), flags_of("right", right)
+    check_same_length(confidence=sure, right=hit)
+    check_range("confidence", sure)
     bins = np.clip(np.ceil(sure * ECE_BINS) - 1, 0, ECE_BINS - 1).astype(int)
     count = np.bincount(bins, minlength=ECE_BINS).astype(float)
     return {
@@ -119,13 +126,13 @@ def expected_calibration_error(confidence: ArrayLike, right: ArrayLike) -> float
 
 def mean_absolute_error(predicted: ArrayLike, true: ArrayLike) -> float:
     """MAE, mean of |predicted - true| of two (N,), in their unit; 0 is best."""
-    x, y = _pair(predicted, true)
+    x, y = pair(predicted, true)
     return float(np.abs(x - y).mean())
 
 
 def mean_squared_error(predicted: ArrayLike, true: ArrayLike) -> float:
     """MSE, mean of (predicted - true)² of two (N,), in their unit squared; 0 is best."""
-    x, y = _pair(predicted, true)
+    x, y = pair(predicted, true)
     return float(np.square(x - y).mean())
 
 
@@ -136,7 +143,7 @@ def root_mean_squared_error(predicted: ArrayLike, true: ArrayLike) -> float:
 
 def pearson_correlation(predicted: ArrayLike, true: ArrayLike) -> float:
     """PCC of two (N,), -1..1; nan if one of them is constant. Pearson, 1895."""
-    x, y = (_centred(values) for values in _pair(predicted, true))
+    x, y = (_centred(values) for values in pair(predicted, true))
     spread = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(np.clip((x * y).sum() / spread, -1, 1)) if spread > 0 else float("nan")
 
@@ -147,7 +154,7 @@ def concordance_correlation(predicted: ArrayLike, true: ArrayLike) -> float:
 
     Other than the PCC it is 1 only if the values are the same, not if they are proportional.
     """
-    x, y = _pair(predicted, true)
+    x, y = pair(predicted, true)
     dx, dy = _centred(x), _centred(y)
     below = float((dx**2).mean() + (dy**2).mean() + (x.mean() - y.mean()) ** 2)
     return float(np.clip(2 * (dx * dy).mean() / below, -1, 1)) if below > 0 else float("nan")
@@ -156,7 +163,7 @@ def concordance_correlation(predicted: ArrayLike, true: ArrayLike) -> float:
 def sign_agreement(predicted: ArrayLike, true: ArrayLike) -> float:
     """SAGR, share of the rows in which both have the same sign, 0..1; 0 has a sign of its own.
     Nicolaou, Gunes & Pantic, IEEE Trans. Affective Computing 2011."""
-    x, y = _pair(predicted, true)
+    x, y = pair(predicted, true)
     return float((np.sign(x) == np.sign(y)).mean())
 
 
@@ -170,7 +177,7 @@ def intraclass_correlation(ratings: ArrayLike) -> float:
 
     AU intensities, 0..5: of a model and a coder, numpy.stack([predicted, true], 1).
     """
-    table = _table("ratings", ratings)
+    table = table_of("ratings", ratings)
     subjects, judges = table.shape
     if subjects < 2 or judges < 2:
         raise UserError(
@@ -193,8 +200,8 @@ def group_accuracy(predicted: ArrayLike, true: ArrayLike, edges: Sequence[float]
     below 10, 10 to below 20, and 20 and older. Groups such as those of FairFace, Kärkkäinen & Joo,
     WACV 2021.
     """
-    x, y = _pair(predicted, true)
-    starts = _vector("edges", edges)
+    x, y = pair(predicted, true)
+    starts = vector("edges", edges)
     if (np.diff(starts) <= 0).any():
         raise UserError(f"edges of age groups are {list(edges)}: give them ascending, each once")
     groups = [np.searchsorted(starts, ages, side="right") for ages in (x, y)]
@@ -206,8 +213,8 @@ def group_accuracy(predicted: ArrayLike, true: ArrayLike, edges: Sequence[float]
 
 def multilabel_f1(predicted: ArrayLike, present: ArrayLike) -> dict[str, float]:
     """{"f1_macro", "f1_micro"} of (N, C) flags, 0..1: `multilabel_scores` of their tally."""
-    predictions, true = _flags("predicted", predicted, 2), _flags("present", present, 2)
-    _same_shape(predicted=predictions, present=true)
+    predictions, true = flags_of("predicted", predicted, 2), flags_of("present", present, 2)
+    check_same_shape(predicted=predictions, present=true)
     tally = np.stack(
         [(predictions & true).sum(0), (predictions & ~true).sum(0), (~predictions & true).sum(0)],
         -1,
@@ -261,8 +268,8 @@ def average_precision(scores: ArrayLike, present: ArrayLike) -> float:
     interpolation. `scores` (N,) rank the rows, `present` (N,) flags the true ones; equal scores are
     one threshold. nan if the class is never present. Zhu, University of Waterloo 2004.
     """
-    values, true = _vector("scores", scores), _flags("present", present)
-    _same_length(scores=values, present=true)
+    values, true = vector("scores", scores), flags_of("present", present)
+    check_same_length(scores=values, present=true)
     if not true.any():
         return float("nan")
     order = np.argsort(-values, kind="stable")
@@ -275,8 +282,8 @@ def average_precision(scores: ArrayLike, present: ArrayLike) -> float:
 def weighted_average_precision(scores: ArrayLike, present: ArrayLike, weights: Array) -> Array:
     """`average_precision` with the rows occurring as often as each line of `weights` (R, N) says:
     (R,); nan where no true row occurs. It is what a bootstrap draws."""
-    values, true = _vector("scores", scores), _flags("present", present)
-    _same_length(scores=values, present=true)
+    values, true = vector("scores", scores), flags_of("present", present)
+    check_same_length(scores=values, present=true)
     if not true.any():
         return np.full(len(weights), np.nan)
     order = np.argsort(-values, kind="stable")
@@ -300,8 +307,8 @@ def mean_average_precision(
     The mean over those of the C classes `names` that are present in a row at least; the others are
     left out, as their AP is not defined. Everingham et al., IJCV 2010.
     """
-    values, true = _table("scores", scores), _flags("present", present, 2)
-    _same_shape(scores=values, present=true)
+    values, true = table_of("scores", scores), flags_of("present", present, 2)
+    check_same_shape(scores=values, present=true)
     if len(names) != values.shape[1]:
         raise UserError(f"scores are of {values.shape[1]} classes, but {len(names)} are named")
     has_positive = np.any(true, axis=0)
@@ -319,108 +326,6 @@ def mean_average_precision(
     }
 
 
-# --- words and texts ------------------------------------------------------------------------------
-
-
-def hit_rate(
-    answers: Sequence[Collection[str]],
-    truth: Sequence[str],
-    groupings: Sequence[Mapping[str, str]] = ({},),
-) -> float:
-    """Share of the rows whose true word is among the words of the answer, 0..1.
-
-    `answers` holds the words of each row, none for an answer without any, and `truth` one word for
-    each. A grouping {word: group} makes words of one group the same; a word that is not in it is
-    its own group. The rate is the mean over the groupings. Capitals and outer white space do not
-    count.
-
-    This is the hit rate of MER-UniBench (Lian et al., ICML 2025, section 4). Its groupings are
-    those of several emotion wheels after inflected forms and synonyms are merged, and a language
-    model takes the words from the text; neither is part of this function. More words never harm.
-    """
-    if len(answers) != len(truth):
-        raise UserError(f"answers has {len(answers)} rows and truth {len(truth)}: give one of each")
-    if not truth:
-        raise UserError("answers has no rows: there is nothing to measure")
-    if not groupings:
-        raise UserError("groupings is empty: give one at least, {} if every word is its own group")
-    for words in answers:
-        if isinstance(words, str):
-            raise UserError(f"an answer is the text {words!r}: give a list of its words")
-    answer_words = [{_plain(word) for word in words} for words in answers]
-    true = [_plain(word) for word in truth]
-    rates = []
-    for grouping in groupings:
-        group = {_plain(word): _plain(name) for word, name in grouping.items()}
-        hits = sum(
-            group.get(word, word) in {group.get(synonym, synonym) for synonym in words}
-            for words, word in zip(answer_words, true, strict=True)
-        )
-        rates.append(hits / len(true))
-    return sum(rates) / len(rates)
-
-
-def rouge_l(candidate: str, reference: str, beta: float = 1.0) -> dict[str, float]:
-    """ROUGE-L of a text, {"precision", "recall", "f"}, 0..1: the longest common subsequence of
-    words as a share of the candidate's words, of the reference's words, and their F measure,
-    (1 + beta²) P R / (R + beta² P). Lin, ACL workshop 2004, sentence level.
-
-    Words are runs of letters and digits in lower case, without stemming. A candidate without words
-    scores 0.
-    """
-    candidate_words, reference_words = _words(candidate), _words(reference)
-    if not reference_words:
-        raise UserError(f"the reference {reference!r} has no words: leave its row out")
-    if not beta > 0:
-        raise UserError(f"beta of ROUGE-L is {beta}: use 1, or more to weigh recall more")
-    common = longest_common_subsequence(candidate_words, reference_words)
-    precision = common / len(candidate_words) if candidate_words else 0.0
-    recall = common / len(reference_words)
-    below = recall + beta**2 * precision
-    f = (1 + beta**2) * precision * recall / below if below else 0.0
-    return {"precision": precision, "recall": recall, "f": f}
-
-
-def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """How many words the two have in the same order, gaps allowed."""
-    codes = {word: i for i, word in enumerate(dict.fromkeys(second))}
-    columns = np.array([codes[word] for word in second], dtype=int)
-    # length[j]: of the words of `first` so far and the first j of `second`.
-    length = np.zeros(len(second) + 1, dtype=int)
-    for word in first:
-        extended = length[:-1] + (columns == codes.get(word, -1))
-        length[1:] = np.maximum.accumulate(np.maximum(length[1:], extended))
-    return int(length[-1])
-
-
-def rege(recognition: float, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """{"recognition", "generation", "rege"}: REGE, the sum of what a model recognises and of how it
-    says so, 0..2. Li et al., ECCV 2024, "Facial Affective Behavior Analysis with Instruction
-    Tuning"; they give per cent, 0..200.
-
-    `recognition` is the accuracy of the emotion or the mean F1 of the AUs, 0..1. The generation
-    score is the mean ROUGE-L F1 of the `texts`. The authors' script takes it from the `rouge`
-    package, which counts each word of a text once, joins the matches of single sentences and keeps
-    capitals, and it skips the texts that the package refuses: their figures are near this one, not
-    the same.
-    """
-    if not 0 <= recognition <= 1:
-        raise UserError(f"the recognition score is {recognition}: give an accuracy or F1 in 0..1")
-    if len(texts) != len(references):
-        raise UserError(
-            f"there are {len(texts)} texts and {len(references)} references: give one of each"
-        )
-    if not texts:
-        raise UserError("texts is empty: there is nothing to measure")
-    pairs = zip(texts, references, strict=True)
-    generation = float(np.mean([rouge_l(text, reference)["f"] for text, reference in pairs]))
-    return {
-        "recognition": float(recognition),
-        "generation": generation,
-        "rege": float(recognition) + generation,
-    }
-
-
 # --- two runs -------------------------------------------------------------------------------------
 
 
@@ -431,8 +336,8 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> dict[str, Any]:
     alone has right; p, 0..1, is the two-sided binomial probability of a split at least as uneven if
     each such row were a toss of a fair coin, and 1 if there is none. McNemar, Psychometrika 1947.
     """
-    first_right, second_right = _flags("first", first), _flags("second", second)
-    _same_length(first=first_right, second=second_right)
+    first_right, second_right = flags_of("first", first), flags_of("second", second)
+    check_same_length(first=first_right, second=second_right)
     only_first, only_second = (
         int((first_right & ~second_right).sum()),
         int((~first_right & second_right).sum()),
@@ -449,7 +354,7 @@ def holm(p_values: ArrayLike) -> Array:
     The i-th smallest p is multiplied by M - i + 1; no adjusted p is below that of a smaller p, nor
     above 1.
     """
-    p = _vector("p_values", p_values)
+    p = vector("p_values", p_values)
     if p.min() < 0 or p.max() > 1:
         raise UserError(f"p values are {p.min():g} to {p.max():g}, expected 0 to 1")
     order = np.argsort(p, kind="stable")
@@ -473,105 +378,6 @@ def mean_where(values: Array, where: Flags) -> Array:
     return ratio(np.where(where, values, 0).sum(-1), where.sum(-1))
 
 
-# --- input ----------------------------------------------------------------------------------------
-
-
-def _array(name: str, values: ArrayLike, dimensions: int) -> NDArray[Any]:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:  # rows of several lengths
-        raise UserError(f"{name} is not an array ({error}): give rows of one length") from error
-    if array.ndim != dimensions:
-        axes = "one number for each row" if dimensions == 1 else "a table of rows and columns"
-        raise UserError(f"{name} has the shape {array.shape}: give {axes}")
-    if not array.size:
-        raise UserError(f"{name} has no rows: there is nothing to measure")
-    if array.dtype.kind not in "biuf":
-        raise UserError(f"{name} has values such as {array.flat[:1].tolist()[0]!r}: give numbers")
-    if not np.isfinite(array).all():
-        bad = array[~np.isfinite(array)]
-        raise UserError(
-            f"{name} has {len(bad)} values that are not finite, such as {bad[0]}: "
-            "leave out the rows that have no value"
-        )
-    return array
-
-
-def _vector(name: str, values: ArrayLike) -> Array:
-    return _array(name, values, 1).astype(float)
-
-
-def _table(name: str, values: ArrayLike) -> Array:
-    return _array(name, values, 2).astype(float)
-
-
-def _flags(name: str, values: ArrayLike, dimensions: int = 1) -> Flags:
-    flags = _array(name, values, dimensions)
-    if flags.dtype != bool and not ((flags == 0) | (flags == 1)).all():
-        bad = flags[(flags != 0) & (flags != 1)]
-        raise UserError(f"{name} has the value {bad[0]}: give true or false")
-    return flags.astype(bool)
-
-
-def _pair(predicted: ArrayLike, true: ArrayLike) -> tuple[Array, Array]:
-    x, y = _vector("predicted", predicted), _vector("true", true)
-    _same_length(predicted=x, true=y)
-    return x, y
-
-
-def _probabilities(probabilities: ArrayLike, truth: ArrayLike) -> tuple[Array, Indices]:
-    """A checked table (N, K) and the indices (N,) of its true columns."""
-    table, true = _table("probabilities", probabilities), _array("truth", truth, 1)
-    _same_length(probabilities=table, truth=true)
-    _check_range("probabilities", table)
-    sums = table.sum(1)
-    if (off := np.abs(sums - 1) > _SLACK).any():
-        raise UserError(
-            f"row {off.argmax()} of the probabilities sums to {sums[off.argmax()]:g}, expected 1: "
-            "give the softmax over all labels"
-        )
-    if true.dtype.kind not in "iu" or true.min() < 0 or true.max() >= table.shape[1]:
-        raise UserError(
-            f"truth is {true.min()} to {true.max()} ({true.dtype}): give the index of the true "
-            f"label of each row, a whole number from 0 to {table.shape[1] - 1}"
-        )
-    return table, true.astype(np.int64)
-
-
-def _check_range(name: str, values: Array) -> None:
-    if values.min() < -_SLACK or values.max() > 1 + _SLACK:
-        raise UserError(
-            f"{name} is from {values.min():g} to {values.max():g}, expected 0 to 1: give shares, "
-            "neither per cent nor logits"
-        )
-
-
-def _same_length(**arrays: NDArray[Any]) -> None:
-    (name, first), (other, second) = arrays.items()
-    if len(first) != len(second):
-        raise UserError(
-            f"{name} has {len(first)} rows and {other} {len(second)}: "
-            "give one of each for every row"
-        )
-
-
-def _same_shape(**arrays: NDArray[Any]) -> None:
-    (name, first), (other, second) = arrays.items()
-    if first.shape != second.shape:
-        raise UserError(
-            f"{name} has the shape {first.shape} and {other} {second.shape}: "
-            "give one of each for every row and class"
-        )
-
-
 def _centred(values: Array) -> Array:
     """Differences to the mean, exactly 0 for a constant, whose mean may be off by rounding."""
     return values - (values.mean() if np.ptp(values) else values[0])
-
-
-def _plain(word: str) -> str:
-    return word.strip().lower()
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())

@@ -114,6 +114,7 @@ class Metric:
         digits: Decimal places of a shown value.
         published: Its name in eval/published.yaml, "" if papers do not report it.
         short_title: Its column beside published results; `title` by default.
+        hub_type: Its id among the hub's metrics, for model cards; `name` by default.
         main: Whether it is in the markdown table and the pair matrices of comparisons.
         headline: Whether it is drawn over corruptions, and decides sweeps where none is named.
         in_tables: Whether tables show it.
@@ -134,6 +135,7 @@ class Metric:
     digits: int = 1
     published: str = ""
     short_title: str = ""
+    hub_type: str = ""
     main: bool = False
     headline: bool = False
     in_tables: bool = True
@@ -186,6 +188,7 @@ class Metric:
         return "\N{EN DASH}" if value is None else f"{self.scale * value:.{self.digits}f}"
 
     def with_unit(self, value: float | None) -> str:
+        """A value as tables show it, with its unit."""
         return f"{self.text(value)} {self.unit}".rstrip()
 
     def interval_text(self, ci95: Sequence[float] | None) -> str:
@@ -303,6 +306,7 @@ class ScoredBlock:
         return self.scores.get(definition.key) if self.kind in definition.applies_to else None
 
     def ci95(self, definition: Metric) -> Sequence[float] | None:
+        """The interval of a metric, None if it has none."""
         return self.scores.get("ci95", {}).get(definition.key)
 
 

@@ -159,6 +159,7 @@ def _check(row: Row, labels: Sequence[str], space: LabelSpace) -> None:
     applies_to="labels",
     takes="sums",
     published="f1_macro",
+    hub_type="f1",
     summary={"labels": "label F1 {value}{interval}"},
 )
 def labels_f1(total: Array) -> Array:
@@ -166,7 +167,14 @@ def labels_f1(total: Array) -> Array:
     return measures.multilabel_scores(total[..., :-1, :])["f1_macro"]
 
 
-@built_in("micro F1", name="labels_f1_micro", key="f1_micro", applies_to="labels", takes="sums")
+@built_in(
+    "micro F1",
+    name="labels_f1_micro",
+    key="f1_micro",
+    applies_to="labels",
+    takes="sums",
+    hub_type="f1",
+)
 def labels_f1_micro(total: Array) -> Array:
     """F1 of the hits, false alarms and misses pooled over all labels."""
     return measures.multilabel_scores(total[..., :-1, :])["f1_micro"]

@@ -91,10 +91,12 @@ def paired_share(
     """The change of a share between two runs on the same rows, its 95 % interval and its p value.
 
     Args:
-        before: (rows,) hits of the first run; `after` those of the second.
+        before: (rows,) hits of the first run.
+        after: (rows,) hits of the second run.
         totals: (rows,) what each row adds to the denominator, the same for both.
         clusters: the person in each row. Without it, rows are independent, and the test is
             McNemar's exact test up to the FLIPS random signs.
+        seed: of the random signs.
 
     Returns:
         {"difference", "ci95", "p"}: after - before; p is two-sided, at least 1 / (FLIPS + 1), and

@@ -70,7 +70,6 @@ def paired_bootstrap(
     *,
     clusters: Sequence[str] | None = None,
     shift: Shift | None = None,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Difference after - before of each score, {"difference", "ci95"}, on the same rows.
@@ -82,7 +81,7 @@ def paired_bootstrap(
     if before.shape != after.shape:
         raise ValueError(f"counts of paired runs differ in shape: {before.shape}, {after.shape}")
     summed = [_by_cluster(array, clusters) for array in (before, after)]
-    scores = [score(totals) for totals in _resample(summed, resamples, seed)]
+    scores = [score(totals) for totals in _resample(summed, RESAMPLES, seed)]
     whole = [score(array.sum(0)) for array in (before, after)]
     differences = {
         name: float(whole[1][name] - whole[0][name])

@@ -1,0 +1,1 @@
+"""What recipes run from start to end: prepare, evaluate, train, evaluate, report."""

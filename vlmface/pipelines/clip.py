@@ -21,7 +21,7 @@ from vlmface.evaluate import answering
 from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.pipelines import steps
 from vlmface.run_dir import open_run, start_run
-from vlmface.train import checks
+from vlmface.train import checks, task_sampling
 from vlmface.train.clip.dataset import select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet
 from vlmface.train.clip.trainer import train
@@ -132,8 +132,11 @@ def prepare(settings: Settings) -> tuple[steps.Evaluation, Rows]:
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [texts])
     baseline = benchmarks.load_baseline(benchmark)
+    task_sampling.check_balance(settings.balance_by, [texts])
     rows = load_rows(settings, benchmark)
-    labelled_rows, _, affects, _ = select_labelled(rows.training, texts)
+    balanced = task_sampling.balanced_rows(rows.training, texts, settings.balance_by, settings.seed)
+    rows = dataclasses.replace(rows, training=balanced)
+    labelled_rows, _, affects, _ = select_labelled(rows.training, texts, settings.soft_labels)
     checks.warmup(settings, checks.steps(settings, len(labelled_rows)))
     if settings.affect != "none" and affects.isnan().all():
         raise UserError(

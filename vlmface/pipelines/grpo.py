@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmface import benchmarks, prompts
 from vlmface.data import crops
 from vlmface.evaluate import answering
-from vlmface.pipelines import steps
+from vlmface.infer.local import LocalModel
+from vlmface.pipelines import steps, validation
 from vlmface.run_dir import open_run, start_run
-from vlmface.train import checks, grpo, rewards
+from vlmface.train import checks, grpo, rewards, task_sampling, trackers
+from vlmface.train.validation import Validation, selection_of
 from vlmface.utils import distributed
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ def run(settings: Settings) -> int:
     distributed.check_processes(settings.num_processes)
     checks.machine(settings)
     distributed.set_cpu_threads()
-    with open_run(settings) as is_open:
+    with open_run(settings, can_be_extended=True) as is_open:
         if is_open:
             train_and_evaluate(settings, used)
     return 0
@@ -53,10 +56,16 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     rewards.check_truth(used, samples, start.prompt.space)
 
     identity = partial(grpo.identity, settings, rows.loaded, encoded, rows.test, start)
-    started = start_run(settings, identity)
+    started = start_run(
+        settings,
+        lambda: identity() | validation.identity(rows.validation),
+        can_be_extended=True,
+    )
     predict = partial(evaluation.predict, settings=settings, processor=start.processor)
     before = predict(settings.init_from, run_dir / "predictions_before.jsonl")
-    result = grpo.train(start, encoded, samples, used, settings)
+    with trackers.environment(settings):
+        measured = prepare_validation(settings, start, evaluation, rows)
+        result = grpo.train(start, encoded, samples, used, settings, measured)
     result |= {"n": len(encoded), "skipped": skipped, **rows.shared_people}
     if distributed.is_main():
         data = steps.describe_data(settings, len(encoded), started["data"])
@@ -79,5 +88,33 @@ def prepare_evaluation(settings: Settings, start: Start) -> tuple[steps.Evaluati
     baseline = benchmarks.load_baseline(benchmark)
     views = crops.parse_views(start.views)
     prompts.check_images([start.prompt], len(views), start.num_frames)
+    task_sampling.check_balance(settings.balance_by, [start.prompt])
     rows = steps.load_rows(settings, benchmark, views, start.num_frames)
+    balanced = task_sampling.balanced_rows(
+        rows.training, start.prompt, settings.balance_by, settings.seed
+    )
+    rows = replace(rows, training=balanced)
     return steps.Evaluation(benchmark, baseline, [start.prompt], rows.test), rows
+
+
+def prepare_validation(
+    settings: Settings, start: Start, evaluation: steps.Evaluation, rows: steps.Rows
+) -> Validation | None:
+    """What is measured while the model trains, None for nothing.
+
+    Args:
+        settings: Of the run.
+        start: The model that training starts from.
+        evaluation: Its evaluation, for the metrics of generated answers.
+        rows: Of the run.
+    """
+    if rows.validation is None:
+        return None
+
+    def predictor_of(network: Any) -> LocalModel:
+        name, limit = start.family.NAME, settings.max_new_tokens
+        return LocalModel(network, start.processor, start.prompt, name, limit)
+
+    generate = validation.scorer(settings, evaluation.benchmark, rows.validation, predictor_of)
+    steps_of = settings.validation_steps
+    return Validation(steps_of, generate=generate, selection=selection_of(settings))

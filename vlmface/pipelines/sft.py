@@ -20,12 +20,23 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.families.base import Family
-from vlmface.pipelines import steps
+from vlmface.infer.local import LocalModel
+from vlmface.pipelines import steps, validation
 from vlmface.prompts import Prompt
 from vlmface.run_dir import open_run, start_run
-from vlmface.train import budget, checks, sft, task_sampling, text_only
+from vlmface.train import (
+    augmentation,
+    budget,
+    checks,
+    init_from,
+    sft,
+    task_sampling,
+    text_only,
+    trackers,
+)
 from vlmface.train.rows import count_conversations, encode_rows
 from vlmface.train.settings import SFTSettings
+from vlmface.train.validation import Validation, selection_of
 from vlmface.utils import distributed
 
 if TYPE_CHECKING:
@@ -45,10 +56,11 @@ def run(recipe: str, settings: SFTSettings) -> int:
     Raises:
         UserError: The settings do not fit the launch, the model, the data or the folder.
     """
+    settings = init_from.with_adapter(settings)
     distributed.check_processes(settings.num_processes)
     checks.check_machine(settings)
     distributed.set_cpu_threads()
-    with open_run(settings) as is_open:
+    with open_run(settings, can_be_extended=True) as is_open:
         if is_open:
             train_and_evaluate(recipe, settings)
     return 0
@@ -61,16 +73,26 @@ def train_and_evaluate(recipe: str, settings: SFTSettings) -> None:
     evaluation, rows = prepare_evaluation(settings, model)
     tasks = encode_tasks(settings, model, rows.training, settings.max_length)
     training_rows = join_tasks(tasks)
-    checks.warmup(settings, checks.steps(settings, len(training_rows)))
+    checks.run_length(settings, checks.steps(settings, len(training_rows)))
+    validation_tasks = encode_validation(settings, model, rows)
+    measured = prepare_validation(settings, model, evaluation, rows, validation_tasks)
 
-    identity = partial(
-        sft.identity, settings, rows.loaded, training_rows, rows.test, model.prompts, model.base
-    )
-    started = start_run(settings, identity)
+    def identity() -> dict[str, Any]:
+        prompts, base = model.prompts, model.base
+        values = sft.identity(settings, rows.loaded, training_rows, rows.test, prompts, base)
+        return values | validation.identity(rows.validation) | init_from.identity(settings)
+
+    started = start_run(settings, identity, can_be_extended=True)
     predict = partial(evaluation.predict, settings=settings, processor=model.processor)
-    before = predict(settings.base_model, run_dir / "predictions_before.jsonl")
-    result = sft.train(model.base, model.processor, model.family, training_rows, settings)
+    before_path = run_dir / "predictions_before.jsonl"
+    before = predict(settings.base_model, before_path, adapter=settings.init_from)
+    base, processor, family = model.base, model.processor, model.family
+    with trackers.environment(settings):
+        result = sft.train(base, processor, family, training_rows, settings, measured)
     result |= describe_rows(tasks, len(training_rows)) | rows.shared_people
+    if validation_tasks:
+        num_rows = sum(len(task.rows) for task in validation_tasks)
+        result["validation"] = describe_rows(validation_tasks, num_rows)
     if distributed.is_main():
         data = steps.describe_data(settings, len(training_rows), started["data"])
         au_set = evaluation.au_set
@@ -78,7 +100,7 @@ def train_and_evaluate(recipe: str, settings: SFTSettings) -> None:
     distributed.wait_for_everyone()
     after = predict(settings.output_dir, run_dir / "predictions.jsonl")
     if distributed.is_main():
-        models = (settings.base_model, settings.output_dir)
+        models = (settings.init_from or settings.base_model, settings.output_dir)
         evaluation.write_report(run_dir, models, (before, after), result)
 
 
@@ -115,7 +137,7 @@ def load_prompts(settings: SFTSettings) -> list[Prompt]:
     space = None if named is None else label_spaces.space(named)
     loaded = [prompts.load(name, space) for name in settings.prompts]
     checks.rationale_source(settings, loaded)
-    task_sampling.check_balance(settings.balance_by, loaded)
+    task_sampling.check_prompts(settings, loaded)
     prompts.check_images(loaded, len(crops.parse_views(settings.views)), settings.num_frames)
     return loaded
 
@@ -153,6 +175,7 @@ def describe_model(settings: SFTSettings, model: Model) -> sft.TrainedModel:
         num_frames=settings.num_frames,
         max_length=settings.max_length,
         quantization=settings.quantization,
+        init_from=sft.describe_start(settings.init_from),
     )
 
 
@@ -204,9 +227,8 @@ class Task:
 
 def load_samples(settings: SFTSettings, model: Model) -> datasets.Dataset:
     """The training rows alone, as `prepare_evaluation` loads them."""
-    return crop_cache.apply_views(
-        steps.load_training_rows(settings), model.views, settings.num_frames
-    )
+    training, _ = validation.split(settings, steps.load_training_rows(settings))
+    return crop_cache.apply_views(training, model.views, settings.num_frames)
 
 
 def encode_tasks(
@@ -231,15 +253,14 @@ def encode_tasks(
     budget.fit_pixels(
         samples, processor, family, model.prompts, max_length=settings.max_length, seed=seed
     )
-    if settings.balance_by == "none":
-        row_indices = [np.arange(len(samples)) for _ in model.prompts]
-    else:
-        labels = task_sampling.row_labels(samples, model.prompts)
-        row_indices = task_sampling.select_rows(labels, settings.balance_by, seed)
     tasks = []
-    for prompt, index in zip(model.prompts, row_indices, strict=True):
+    for prompt, (prompt_rows, index) in zip(
+        model.prompts, choose_rows(settings, model.prompts, samples), strict=True
+    ):
+        if settings.augment == "flip" and prompt.has_rationale:
+            prompt_rows = augmentation.with_mirrored_rationales(prompt_rows)
         rows, skipped = encode_rows(
-            samples.select(index), processor, family, prompt, max_length=max_length, seed=seed
+            prompt_rows, processor, family, prompt, max_length=max_length, seed=seed
         )
         tasks.append(Task(prompt, task_sampling.number(rows, index), skipped))
     if settings.text_only_data:
@@ -249,6 +270,97 @@ def encode_tasks(
         )
         tasks.append(Task(None, texts, skipped))
     return tasks
+
+
+def choose_rows(
+    settings: SFTSettings, run_prompts: Sequence[Prompt], samples: datasets.Dataset
+) -> list[tuple[datasets.Dataset, np.ndarray]]:
+    """For each prompt its training rows, with weights if the settings ask for any, and the number
+    of each row's sample.
+
+    Raises:
+        UserError: The settings need labels or votes that the rows lack.
+    """
+    is_weighted = settings.soft_labels or settings.label_weight_power > 0
+    if settings.balance_by == "none" and not is_weighted:
+        return [(samples, np.arange(len(samples))) for _ in run_prompts]
+    targets = task_sampling.row_targets(samples, run_prompts, soft=settings.soft_labels)
+    labels = [task_sampling.most_likely(of_prompt) for of_prompt in targets]
+    selection = task_sampling.select_rows(labels, settings.balance_by, settings.seed)
+    if not is_weighted:
+        return [(samples.select(index), index) for index in selection]
+    power = settings.label_weight_power
+    return [
+        task_sampling.training_rows(samples, index, prompt, of_prompt, power)
+        for prompt, index, of_prompt in zip(run_prompts, selection, targets, strict=True)
+    ]
+
+
+def encode_validation(settings: SFTSettings, model: Model, rows: steps.Rows) -> list[Task]:
+    """Encode the validation rows for each prompt, if their loss is measured.
+
+    Their numbers are above those of the training rows and of the texts without images.
+
+    Args:
+        settings: Of the run.
+        model: Its model, with the pixel budget of the training rows.
+        rows: Of the run.
+
+    Raises:
+        UserError: No row of some prompt can be measured.
+    """
+    if rows.validation is None or settings.eval_steps is None:
+        return []
+    index = len(rows.training) + 1 + np.arange(len(rows.validation))
+    tasks = []
+    for prompt in model.prompts:
+        encoded, skipped = encode_rows(
+            rows.validation,
+            model.processor,
+            model.family,
+            prompt,
+            max_length=settings.max_length,
+            seed=settings.seed,
+        )
+        tasks.append(Task(prompt, task_sampling.number(encoded, index), skipped))
+    return tasks
+
+
+def prepare_validation(
+    settings: SFTSettings,
+    model: Model,
+    evaluation: steps.Evaluation,
+    rows: steps.Rows,
+    tasks: Sequence[Task],
+) -> Validation | None:
+    """What is measured while the model trains, None for nothing.
+
+    Args:
+        settings: Of the run.
+        model: Its model.
+        evaluation: Its evaluation, for the metrics of generated answers.
+        rows: Of the run.
+        tasks: Of `encode_validation`.
+    """
+    if rows.validation is None:
+        return None
+
+    def predictor_of(network: Any) -> LocalModel:
+        limit, name = settings.max_new_tokens, model.family.NAME
+        predictor = LocalModel(network, model.processor, model.prompts[0], name, limit)
+        predictor.prompts = list(model.prompts)
+        return predictor
+
+    generate = None
+    if settings.eval_generate_steps is not None:
+        generate = validation.scorer(settings, evaluation.benchmark, rows.validation, predictor_of)
+    return Validation(
+        settings.validation_steps,
+        join_tasks(tasks) if tasks else None,
+        generate,
+        selection_of(settings),
+        settings.batch_size,
+    )
 
 
 def join_tasks(tasks: Sequence[Task]) -> datasets.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from vlmface import benchmarks, data
 from vlmface.benchmarks import Benchmark
 from vlmface.data import crop_cache
 from vlmface.data.crops import Views
-from vlmface.evaluate import answering
+from vlmface.evaluate import answering, report
 from vlmface.evaluate import run as evaluation
+from vlmface.pipelines import validation
 from vlmface.train import checks
 from vlmface.utils import distributed, memory
+from vlmface.utils.files import atomic_write
 
 if TYPE_CHECKING:
     import datasets
@@ -28,12 +31,14 @@ class Rows:
         loaded: The training rows as the data set contains them.
         training: The same rows with the views that the model is shown.
         test: The rows to evaluate on, with these views.
+        validation: The rows to validate on while the model trains, with these views, or None.
         shared_people: For metrics.json: people who are in both, see `checks.shared_people`.
     """
 
     loaded: datasets.Dataset
     training: datasets.Dataset
     test: datasets.Dataset
+    validation: datasets.Dataset | None
     shared_people: dict[str, Any]
 
 
@@ -59,11 +64,17 @@ def load_rows(settings: Any, benchmark: Benchmark, views: Views, frames: int) ->
     """
     with distributed.main_first():
         loaded = load_training_rows(settings)
-        training = crop_cache.apply_views(loaded, views, frames)
+        training, held_out = validation.split(settings, loaded)
+        training = crop_cache.apply_views(training, views, frames)
+        if held_out is not None:
+            held_out = crop_cache.apply_views(held_out, views, frames)
         test_root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
         test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
-    shared = checks.shared_people(training, settings.dataset_root, {"test": (test, test_root)})
-    return Rows(loaded, training, test, shared)
+    others: dict[str, Any] = {"test": (test, test_root)}
+    if held_out is not None:
+        others["validation"] = (held_out, settings.dataset_root)
+    shared = checks.shared_people(training, settings.dataset_root, others)
+    return Rows(loaded, training, test, held_out, shared)
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,9 @@ class Evaluation:
         sets = [answering.au_set(self.benchmark, prompt) for prompt in self.prompts]
         return sorted({au for units in sets for au in units})
 
-    def predict(self, model: str, path: Path, settings: Any, processor: Any) -> Any:
+    def predict(
+        self, model: str, path: Path, settings: Any, processor: Any, adapter: str | None = None
+    ) -> Any:
         """The predictions of a model on the test rows; read from `path` if they are there.
 
         Args:
@@ -98,15 +111,22 @@ class Evaluation:
             path: Where the predictions are stored.
             settings: Of the recipe: max_new_tokens and eval_batch_size.
             processor: Of a base model, as it is trained with.
+            adapter: Folder of the adapter that training of a base model starts from.
         """
-        return answering.predict_cached(
+        if path.exists():
+            return answering.read_lines(path)
+        predictor = answering.open_model(
             model,
-            path,
-            rows=self.rows,
-            benchmark=self.benchmark,
             prompts=self.prompts,
             processor=processor,
+            adapter=adapter,
             max_new_tokens=settings.max_new_tokens,
+        )
+        return answering.predict_with(
+            predictor,
+            path,
+            self.rows,
+            self.benchmark,
             batch_size=settings.eval_batch_size,
             scoring=self.scoring,
         )
@@ -118,7 +138,8 @@ class Evaluation:
         predictions: tuple[Any, Any],
         training: dict[str, Any],
     ) -> None:
-        """Write metrics.json and report.html of a run, and print the result.
+        """Write metrics.json and then report.html, which marks a run as complete, and print the
+        result.
 
         Args:
             run_dir: Folder of the run.
@@ -127,17 +148,25 @@ class Evaluation:
             training: For metrics.json: what training returned, and the rows it used.
         """
         training["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
-        evaluation.write_run_results(
-            run_dir,
-            models,
-            *predictions,
-            self.benchmark,
-            self.prompts,
-            self.rows,
-            training,
-            self.baseline,
-            self.scoring,
+        before, after = (
+            evaluation.compute_metrics(
+                lines, self.benchmark, self.prompts, model=model, scoring=self.scoring
+            )
+            for model, lines in zip(models, predictions, strict=True)
         )
+        paired = evaluation.compare(*predictions, self.benchmark, self.prompts)
+        scores = {"before": before, "after": after, "paired": paired, "train": dict(training)}
+        text = json.dumps(scores, indent=2, ensure_ascii=False)
+        atomic_write(run_dir / "metrics.json", text + "\n")
+        images = dict(zip(self.rows["id"], self.rows["image"], strict=True))
+        extra = self.benchmark.extra_metrics
+        report.write_report(run_dir, images=images, baseline=self.baseline, extra=extra)
+        lines = {
+            name: evaluation.one_line_summary(scores[name], extra) for name in ("after", "before")
+        }
+        print(f"learnt: {lines['after']} (before: {lines['before']})")
+        print(f"is in:  {run_dir} (weights, predictions, report.html)")
+        print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
 
 
 def describe_data(settings: Any, n: int, fingerprint: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from vlmface import answers, facs, prompts
 from vlmface.answers import Answer
 from vlmface.errors import UserError
+from vlmface.infer.sampling import Distribution
 from vlmface.rationale import ground_truth, page, teacher_prompts, verify
 from vlmface.rationale.ground_truth import GroundTruth
 from vlmface.rationale.verify import Fault, Verdict
@@ -175,8 +176,7 @@ class LocalSampler:
             texts = self.model.sample(
                 [_load(load_image, face) for face in batch],
                 self.settings.num_samples,
-                temperature=self.settings.temperature,
-                top_p=self.settings.top_p,
+                Distribution(self.settings.temperature, self.settings.top_p),
                 seed=_seed(self.settings.seed, number),
                 boxes=[face.box for face in batch],
                 messages=[build_messages(face, None) for face in batch],
@@ -208,7 +208,9 @@ class RemoteSampler:
         on_done: Callable[[int], Any],
     ) -> dict[str, str]:
         """Sample answers; arguments and result as in `LocalSampler.sample`."""
-        from vlmface.infer.endpoint import NoAnswerError, chat, run_jobs
+        from vlmface.infer.chat import chat
+        from vlmface.infer.endpoint import NoAnswerError
+        from vlmface.infer.jobs import run_jobs
 
         settings = self.settings
         _, format = message_builder(settings, self.prompt)
@@ -282,7 +284,7 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
     Returns:
         (builder of the messages for a face, format of the answers).
     """
-    from vlmface.infer.endpoint import attach_images
+    from vlmface.infer.chat import attach_images
 
     if not settings.show_label:
         messages = prompt.messages()

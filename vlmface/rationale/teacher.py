@@ -11,7 +11,9 @@ from typing import Any
 
 import httpx2
 
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, chat, run_jobs
+from vlmface.infer.chat import chat
+from vlmface.infer.endpoint import Endpoint, NoAnswerError
+from vlmface.infer.jobs import run_jobs
 from vlmface.rationale.teacher_prompts import TeacherPrompt
 from vlmface.rationale.verify import Verdict
 from vlmface.utils.jsonl_journal import Journal

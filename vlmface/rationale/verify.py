@@ -90,6 +90,7 @@ class Verdict:
 
     @property
     def reasons(self) -> tuple[str, ...]:
+        """The reason of each fault."""
         return tuple(fault.reason for fault in self.faults)
 
 

@@ -1,0 +1,1 @@
+"""Servers: vLLM for a run, and the HTTP gateway."""

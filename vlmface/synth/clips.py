@@ -33,9 +33,10 @@ from vlmface.synth.expressions import (
     sample_expression,
     strength,
 )
+from vlmface.synth.face_parameters import Face, View
 from vlmface.synth.faces import sample_identity, sample_view
 from vlmface.synth.head import head_model
-from vlmface.synth.render import Face, View, render
+from vlmface.synth.render import render
 
 VERSION = 1
 FRAMES = 16

@@ -34,9 +34,10 @@ from vlmface.label_spaces import SPACES
 from vlmface.schema import FaceSample
 from vlmface.synth import dataset
 from vlmface.synth.expressions import Expression, compatible, draw_sides
+from vlmface.synth.face_parameters import View
 from vlmface.synth.faces import Group, Sample, sample_face, sample_view
 from vlmface.synth.head import ANCESTRIES
-from vlmface.synth.render import View, render
+from vlmface.synth.render import render
 
 CLEAR = 3  # FACS C: the intensity of an added AU, the least one of a removed AU
 YEARS_APART = 15  # at least, of the two ages

@@ -15,8 +15,8 @@ import numpy as np
 from vlmface.label_spaces import SPACES
 from vlmface.synth.appearance import EYE_COLOURS, HAIR_STYLES, Appearance
 from vlmface.synth.expressions import Expression, sample_expression
+from vlmface.synth.face_parameters import Face, View
 from vlmface.synth.head import ANCESTRIES, Identity, head_model
-from vlmface.synth.render import Face, View
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from vlmface.synth import dataset
+from vlmface.synth.face_parameters import Face
 from vlmface.synth.head import head_model
-from vlmface.synth.render import Face, render
+from vlmface.synth.render import render
 from vlmface.utils import files, subprocesses
 
 SHARD = 200  # faces in a cached file

@@ -195,3 +195,12 @@ def sample(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     upper = colours[top, left] * (1 - fx) + colours[top, left + 1] * fx
     lower = colours[top + 1, left] * (1 - fx) + colours[top + 1, left + 1] * fx
     return upper * (1 - fy) + lower * fy
+
+
+def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """Rotation matrix (3, 3) for angles in degrees: roll after pitch after yaw."""
+    a, b, c = np.radians([yaw, pitch, -roll])
+    turn = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
+    nod = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    tilt = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    return (tilt @ nod @ turn).astype(np.float32)

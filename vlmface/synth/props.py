@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vlmface.synth.appearance import Colour
-from vlmface.synth.meshes import Part, Vector, box, moved, sheet, surface, tube
-from vlmface.synth.render import rotation
+from vlmface.synth.meshes import Part, Vector, box, moved, rotation, sheet, surface, tube
 from vlmface.synth.textures import as_bytes, canvas, tint
 
 DESK = 4.2  # height of the desk's top

@@ -20,13 +20,13 @@ from vlmface.synth.meshes import (
     ellipsoid,
     joined,
     moved,
+    rotation,
     sample,
     sheet,
     surface,
     tube,
 )
 from vlmface.synth.props import DESK, Prop
-from vlmface.synth.render import rotation
 from vlmface.synth.textures import as_bytes, canvas, tint
 
 WALL = -7.5  # z of the wall behind the person

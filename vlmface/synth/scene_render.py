@@ -10,23 +10,14 @@ from embreex import mesh_construction, rtcore_scene
 
 from vlmface.synth import props, scene_geometry
 from vlmface.synth.appearance import smoothstep
+from vlmface.synth.face_parameters import Face, View
 from vlmface.synth.head import head_model
-from vlmface.synth.meshes import Part
-from vlmface.synth.render import (
-    Face,
-    HeadMesh,
-    cast,
-    develop,
-    head_mesh,
-    interpolate,
-    key_direction,
-    key_shadow,
-    light_on,
-    rotation,
-    shade_head,
-)
+from vlmface.synth.head_mesh import HeadMesh, head_mesh
+from vlmface.synth.meshes import Part, rotation
+from vlmface.synth.render import cast, develop, interpolate
+from vlmface.synth.shading import PosedHead, key_direction, key_shadow, light_on, shade_head
 
-# What a ray met, in addition to the kinds of `render.py` (0 to 7).
+# What a ray met, in addition to the kinds of `head_mesh.py` (0 to 7).
 ROOM, BODY, OBJECT, NUISANCE = 8, 9, 10, 11
 NECK = np.array([0.0, 6.2, 0.25], np.float32)  # where the head turns on the body
 DOME = np.array([(0.62, 0.75, 0.2), (-0.62, 0.75, 0.2), (0.1, 0.8, 0.6), (0.0, 0.9, -0.45)])
@@ -95,7 +86,7 @@ class Assembly:
 @dataclass(frozen=True)
 class SceneRender:
     """`image` uint8 (size, size, 3) and the `jpeg` file it was decoded from; `part` int8 (size,
-    size): kinds of `render.py`, then ROOM, BODY, OBJECT, NUISANCE."""
+    size): kinds of `head_mesh.py`, then ROOM, BODY, OBJECT, NUISANCE."""
 
     image: np.ndarray
     jpeg: bytes
@@ -187,50 +178,62 @@ def render_scene(
 
     wide = round(size * supersample)
     origins, directions = scene.camera.rays(wide)
-    hit, triangle, u, v, where = cast(world, origins, directions)
+    hits = cast(world, origins, directions)
+    triangle, u, v, where = hits.triangle, hits.u, hits.v, hits.where
     colour = np.empty((len(triangle), 3), np.float32)
     on_head = of_part[triangle] < 0
     attributes = interpolate(built.attributes, triangles[triangle[on_head]], u[on_head], v[on_head])
-    colour[on_head] = shade_head(
-        scene.face,
-        attributes,
-        where[on_head],
-        kind[triangle[on_head]],
-        built.turn,
-        built.placed,
-        world,
-    )
+    posed = PosedHead(scene.face, built.turn, built.placed, world)
+    colour[on_head] = shade_head(posed, attributes, where[on_head], kind[triangle[on_head]])
     other = ~on_head
     corners = triangles[triangle[other]] - first
     surface = interpolate(np.concatenate([mesh.normals, mesh.uv], 1), corners, u[other], v[other])
-    colour[other] = _shade(
-        scene, parts, of_part[triangle[other]], surface, where[other], directions[hit][other], world
+    others = SurfacePoints(
+        part=of_part[triangle[other]],
+        normal=surface[:, :3],
+        uv=surface[:, 3:],
+        where=where[other],
+        ray=directions[hits.hit][other],
     )
+    colour[other] = _shade(scene.face.view, parts, others, world)
     picture = np.zeros((wide * wide, 3), np.float32)
-    picture[hit] = colour
+    picture[hits.hit] = colour
     part = np.full(wide * wide, ROOM, np.int8)
-    part[hit] = kind[triangle]
+    part[hits.hit] = kind[triangle]
     nearest = ((np.arange(size) + 0.5) * wide / size).astype(int)
     image, jpeg = develop(picture.reshape(wide, wide, 3), size, scene.face.view)
     return SceneRender(image, jpeg, part.reshape(wide, wide)[np.ix_(nearest, nearest)])
 
 
+@dataclass(frozen=True)
+class SurfacePoints:
+    """Points that rays met and that are not the head's.
+
+    Attributes:
+        part: (k,) number of the part that each is on.
+        normal: (k, 3) of the surface, of any length.
+        uv: (k, 2) place on the part's texture.
+        where: (k, 3) place in space.
+        ray: (k, 3) direction of the ray.
+    """
+
+    part: np.ndarray
+    normal: np.ndarray
+    uv: np.ndarray
+    where: np.ndarray
+    ray: np.ndarray
+
+
 def _shade(
-    scene: Scene,
-    parts: list[Part],
-    of_part: np.ndarray,
-    surface: np.ndarray,
-    where: np.ndarray,
-    directions: np.ndarray,
-    world: rtcore_scene.EmbreeScene,
+    view: View, parts: list[Part], points: SurfacePoints, world: rtcore_scene.EmbreeScene
 ) -> np.ndarray:
-    """Linear colour (k, 3) of points that are not the head's. `surface` (k, 5): normal and uv."""
-    view, uv = scene.face.view, surface[:, 3:]
-    normal = surface[:, :3] / (np.linalg.norm(surface[:, :3], axis=1, keepdims=True) + 1e-9)
+    """The linear colour (k, 3) of points."""
+    uv, where, directions = points.uv, points.where, points.ray
+    normal = points.normal / (np.linalg.norm(points.normal, axis=1, keepdims=True) + 1e-9)
     normal = np.where((normal * directions).sum(1, keepdims=True) > 0, -normal, normal)
     albedo, gloss = np.empty((len(uv), 3), np.float32), np.empty(len(uv), np.float32)
-    order = np.argsort(of_part, kind="stable")
-    numbers, starts = np.unique(of_part[order], return_index=True)
+    order = np.argsort(points.part, kind="stable")
+    numbers, starts = np.unique(points.part[order], return_index=True)
     for number, some in zip(numbers, np.split(order, starts[1:]), strict=True):
         albedo[some] = scene_geometry.colour_of(parts[number], uv[some])
         gloss[some] = parts[number].gloss

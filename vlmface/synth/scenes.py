@@ -25,8 +25,8 @@ from vlmface.schema import FaceSample
 from vlmface.synth import sharded_dataset
 from vlmface.synth.dataset import unit_labels
 from vlmface.synth.expressions import affect, compatible, draw_grades, draw_sides
+from vlmface.synth.face_parameters import Face, View
 from vlmface.synth.faces import sample_identity, sample_view
-from vlmface.synth.render import Face, View
 from vlmface.synth.scene_render import Camera, Scene, assemble, box, outlines, render_scene
 
 VERSION = 1
@@ -132,6 +132,7 @@ class SceneSample:
 
     @property
     def label(self) -> str:
+        """The label of its state and object."""
         return label(self.state, self.scene.object)
 
 

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from vlmface import schema
 from vlmface.errors import UserError
 from vlmface.utils import files, subprocesses
+from vlmface.utils.ranges import Seed
 
 if TYPE_CHECKING:
     import datasets
 
 SPLITS = {"train": 0, "validation": 1, "test": 2, "pretrain": 3}
+PUBLIC_SPLITS = ("train", "validation", "test")  # those that are data sets to users
 PER_IDENTITY = 4  # rows of one person
 _RANGE = 10_000_000  # rows and identities that a split may have
 
@@ -40,6 +42,23 @@ def names(name: str, seed: int, split: str, index: int) -> dict[str, Any]:
         "split": split,
         "subject": f"synth-{seed}-{split}-p{index // PER_IDENTITY:05d}",
     }
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Options of a rendered data set.
+
+    Args:
+        n: number of rows, by default that of the split.
+        seed: of the set.
+        size: pixels of a side, by default those that are usual for the set.
+        progress: show a progress bar.
+    """
+
+    n: int | None = None
+    seed: Seed = 0
+    size: int | None = None
+    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,6 +147,33 @@ class RenderedSet:
                 for row_count in parallel(jobs):
                     bar.update(row_count)
         return paths
+
+    def read(
+        self, root: Path | None, split: str, options: RenderOptions, **further: int
+    ) -> datasets.Dataset:
+        """The first rows of a split, rendered where they are not cached.
+
+        Args:
+            root: None.
+            split: one of PUBLIC_SPLITS.
+            options: which rows.
+            **further: options of `make_row`.
+
+        Raises:
+            UserError: a root is given, or an option is out of range.
+        """
+        if root is not None:
+            raise UserError(
+                f"{self.name} is rendered, not read from a folder: leave out the root ({root})"
+            )
+        return self.load(
+            split,
+            n=options.n,
+            seed=options.seed,
+            size=options.size,
+            progress=options.progress,
+            **further,
+        )
 
     def load(
         self,

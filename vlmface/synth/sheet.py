@@ -10,33 +10,39 @@ from PIL import Image
 
 from vlmface.errors import UserError
 from vlmface.schema import AULabel, FaceSample
+from vlmface.synth.sharded_dataset import RenderOptions
 from vlmface.utils import contact_sheet
 
 STRIP = 8  # frames of a clip that are shown, side by side
 
 
 def write_sheet(
-    path: str | Path,
-    *,
-    name: str = "synth",
-    n: int,
-    split: str,
-    seed: int,
-    size: int | None = None,
-    workers: int | None = None,
+    path: str | Path, name: str, split: str, options: RenderOptions, *, workers: int | None = None
 ) -> Path:
-    """Draw the first `n` rows of a split of a rendered set on one picture (PNG or JPEG by the
-    name's ending), `size` pixels a side (None: as large as that set usually is)."""
+    """Draw the first rows of a split of a rendered set on one picture.
+
+    Args:
+        path: of the picture, PNG or JPEG by its ending.
+        name: of the set: synth, synth_scenes or synth_clips.
+        split: of the set.
+        options: which rows; `n` is 1 to 1024.
+        workers: processes that render, by default as many as there are cores.
+
+    Raises:
+        UserError: one of them is out of range.
+    """
     import pyarrow.parquet as pq
 
     contact_sheet.picture_format(path)  # before anything is rendered
-    if not 0 < n <= 1024:
-        raise UserError(f"a sheet shows 1 to 1024 rows, not {n}")
-    rendered, options = _set(name)
+    if options.n is None or not 0 < options.n <= 1024:
+        raise UserError(f"a sheet shows 1 to 1024 rows, not {options.n}")
+    rendered, further = _set(name)
     rows: list[dict] = []
-    for shard in rendered.render_split(split, n, seed=seed, size=size, workers=workers, **options):
+    for shard in rendered.render_split(
+        split, options.n, seed=options.seed, size=options.size, workers=workers, **further
+    ):
         rows += pq.read_table(shard).to_pylist()
-    samples = [FaceSample.from_row(row) for row in rows[:n]]
+    samples = [FaceSample.from_row(row) for row in rows[: options.n]]
     tiles = [tile for sample in samples for tile in _tiles(sample)]
     contact_sheet.write(path, contact_sheet.draw(tiles, STRIP if name == "synth_clips" else None))
     return Path(path)

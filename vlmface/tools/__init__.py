@@ -1,0 +1,1 @@
+"""Tools around a run: memory estimates, row inspection, merging, model cards."""

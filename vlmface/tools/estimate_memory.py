@@ -8,26 +8,25 @@ arXiv:1910.02054). Time is not estimated; `measure` takes real steps on this mac
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import re
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlmface import encode, families, manifest
-from vlmface.data import row_images
+from vlmface import families, manifest
 from vlmface.errors import UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
-from vlmface.pipelines.sft import load_prompts
 from vlmface.run_dir import read_log
 from vlmface.tools import simulate_memory
+from vlmface.tools.longest_rows import Rows, rows_of
+from vlmface.tools.meta_model import base_config, build, parameters, processor_of, weight_bytes
 from vlmface.tools.recipe_setup import read_tasks, settings_from, show_parameters
 from vlmface.train import sft
 from vlmface.train.checks import steps
@@ -41,251 +40,6 @@ USABLE = 0.9
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 # DeepSpeed's defaults, in elements: reduce_bucket_size and stage3_max_live_parameters.
 _BUCKET, _LIVE = 5e8, 1e9
-_ASSUMED_ANSWER = 256  # supervised tokens of a row if the data cannot be read
-
-
-# --- the model ------------------------------------------------------------------------------------
-
-
-def base_config(base: str) -> Any:
-    """The configuration of a base model.
-
-    Args:
-        base: A checkpoint, or a folder with config.json only.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    from transformers import AutoConfig
-
-    path = manifest.resolve(base)
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path / 'config.json'}: {error}") from error
-
-
-def build(config: Any, family: Family, settings: SFTSettings, dtype: Any) -> Any:
-    """Build the model of a run as its trainer does, with adapters and frozen parts, on PyTorch's
-    meta device.
-
-    Args:
-        config: From `base_config`.
-        family: Its family.
-        settings: Of the run.
-        dtype: Of the weights.
-    """
-    from peft import get_peft_model
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        model: Any = AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, trust_remote_code=False
-        )
-    if settings.uses_lora:
-        # The processor's tokens, or those of the model without a processor.
-        tokens = _tokens(settings) or config.get_text_config().vocab_size
-        lora = sft.lora_config(settings.lora, family, model, tokens)
-        model = get_peft_model(model, lora, low_cpu_mem_usage=True)
-    else:
-        modules.freeze(family.MODULE_PATHS, model, settings.trainable)
-    return model.train()
-
-
-def _tokens(settings: SFTSettings) -> int | None:
-    processor = processor_of(settings)
-    return None if processor is None else len(processor.tokenizer)
-
-
-def processor_of(settings: SFTSettings) -> Any | None:
-    """The base's processor, None if its folder has no processor."""
-    path = manifest.resolve(settings.base_model)
-    if not (path / "tokenizer_config.json").is_file():
-        return None
-    family = families.get(families.family_of(path))
-    processor = family.load_processor(path)
-    families.set_max_pixels(family, processor, settings.max_pixels)
-    return processor
-
-
-def parameters(model: Any, family: Family) -> dict[str, dict[str, list[int]]]:
-    """Count weights. A tied weight counts once.
-
-    Args:
-        model: The model.
-        family: Its family.
-
-    Returns:
-        {part: {type of module: [trained weights, all weights]}}; parts are
-        vision_tower, projector, language_model and embeddings (with the head).
-    """
-    counts: dict[str, dict[str, list[int]]] = {}
-    for name, parameter in model.named_parameters():
-        words = [
-            word
-            for word in name.split(".")
-            if word
-            not in (
-                "weight",
-                "bias",
-                "default",
-                "base_layer",
-                "original_module",
-                "modules_to_save",
-                "token_adapter",
-            )
-        ]
-        adapter = next((word for word in words if word.startswith(("lora_", "trainable_"))), None)
-        kind = [word for word in words if word != adapter and not word.isdigit()][-1]
-        part = modules.part_of(name, family.MODULE_PATHS)
-        if kind in ("embed_tokens", "lm_head"):
-            part = "embeddings"
-        if adapter is not None:
-            kind += " (LoRA)" if adapter.startswith("lora_") else " (rows)"
-        elif ".modules_to_save." in name:
-            kind += " (copy)"
-        entry = counts.setdefault(part, {}).setdefault(kind, [0, 0])
-        entry[0] += parameter.numel() * parameter.requires_grad
-        entry[1] += parameter.numel()
-    return counts
-
-
-def _bytes(model: Any, *, train: bool | None = None) -> int:
-    return sum(
-        p.numel() * p.element_size()
-        for p in model.parameters()
-        if train is None or p.requires_grad == train
-    )
-
-
-# --- batches --------------------------------------------------------------------------------------
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The training rows of a run.
-
-    Attributes:
-        n: How many there are, None if unknown.
-        faces: How many faces they are about, None if unknown.
-        longest: The longest rows.
-        collate: Makes a batch.
-        notes: Assumptions.
-    """
-
-    n: int | None
-    faces: int | None
-    longest: Sequence[Row]
-    collate: Callable[[Sequence[Row]], dict[str, torch.Tensor]]
-    notes: tuple[str, ...] = ()
-
-    def train(self, size: int) -> dict[str, torch.Tensor]:
-        """A batch of the longest rows."""
-        return self.collate(list(itertools.islice(itertools.cycle(self.longest), size)))
-
-    def prompts(self, size: int) -> dict[str, torch.Tensor]:
-        """A batch of the prompts of these rows."""
-        prompts_only = []
-        for row in itertools.islice(itertools.cycle(self.longest), size):
-            prompt = next(i for i, label in enumerate(row["labels"]) if label != encode.IGNORED)
-            token_fields = row.keys() - {"labels", *row_images.IMAGE_COLUMNS}
-            lists = {k: row[k][:prompt] for k in token_fields if isinstance(row[k], list)}
-            prompts_only.append({**row, **lists, "labels": [0] * prompt})
-        batch = self.collate(prompts_only)
-        del batch["labels"]
-        return batch
-
-
-def rows_of(settings: SFTSettings, family: Family, config: Any, processor: Any) -> Rows:
-    """The training rows of a run.
-
-    If the data cannot be read, rows of max_length tokens are assumed; without a processor also
-    images of the size of the vision tower.
-
-    Args:
-        settings: Of the run.
-        family: Its family.
-        config: From `base_config`.
-        processor: From `processor_of`.
-
-    Raises:
-        UserError: All rows are longer than max_length.
-    """
-    if processor is None:
-        return _assumed(settings, family, config, None, "no processor next to config.json")
-    try:
-        tasks = read_tasks(settings, processor)
-    except UserError as error:
-        return _assumed(settings, family, config, processor, f"data not read: {error}")
-    fitting = [
-        (length, task.rows, i)
-        for task in tasks
-        for i, length in enumerate(task.rows["length"])
-        if length <= settings.max_length
-    ]
-    if not fitting:
-        raise UserError(
-            f"all rows are longer than max_length {settings.max_length}: raise it "
-            "(vlmface inspect shows the lengths)"
-        )
-    fitting.sort(key=lambda entry: -entry[0])
-    size = max(settings.batch_size, settings.eval_batch_size)
-    longest = [
-        {name: value for name, value in rows[i].items() if name != "row"}
-        for _, rows, i in fitting[:size]
-    ]
-    faces = max(len(task.rows) for task in tasks)
-    return Rows(len(fitting), faces, longest, encode.Collator(processor, family))
-
-
-def _assumed(
-    settings: SFTSettings, family: Family, config: Any, processor: Any, reason: str
-) -> Rows:
-    length = settings.max_length
-    answer = min(_ASSUMED_ANSWER, length // 2)
-    images = max(prompt.images for prompt in load_prompts(settings))
-    collate: Callable[[Sequence[Row]], dict[str, torch.Tensor]]
-    if processor is not None:
-        from PIL import Image
-
-        size = (336, 336)
-        text = family.image_text(processor, size)
-        image = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        image_fields: dict[str, Any] = {"image": [Image.new("RGB", size)] * images}
-        collate = encode.Collator(processor, family)
-    else:
-        vision: Any = getattr(config, "vision_config", None)
-        side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-        if family.NEEDS_SIZE or not isinstance(side, int) or not isinstance(patch, int):
-            raise UserError(
-                f"config.json of {settings.base_model} does not contain the size of its images: "
-                "put the processor's files next to it"
-            )
-        image = [config.image_token_id] * (side // patch) ** 2
-        image_fields = {}
-        shape = (vision.num_channels, side, side)
-
-        def collate(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-            batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-            return {**batch, "pixel_values": torch.zeros(len(rows) * images, *shape)}
-
-    image = image * images
-    images_text = "an image" if images == 1 else f"{images} images"
-    if len(image) + answer > length:
-        raise UserError(
-            f"max_length {length} does not hold {images_text} of {len(image)} tokens: raise it"
-        )
-    ids = image + [0] * (length - len(image))
-    row = {"input_ids": ids, **image_fields}
-    if processor is not None:
-        row |= family.per_token_inputs(processor, ids, length - answer)
-    row["labels"] = [encode.IGNORED] * (length - answer) + [0] * answer
-    note = f"{reason}; rows of max_length {length} tokens assumed, {answer} of them supervised"
-    n = settings.n_train and settings.n_train * len(settings.prompts)
-    return Rows(n, settings.n_train, [row], collate, (note,))
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -303,6 +57,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """All bytes."""
         return sum(dataclasses.astuple(self))
 
 
@@ -331,7 +86,6 @@ def estimate(
     *,
     gpu: bool,
     processes: int,
-    sharded: bool = True,
 ) -> Estimate:
     """Estimate the memory of a run.
 
@@ -342,33 +96,22 @@ def estimate(
         rows: From `rows_of`.
         gpu: On a GPU (bfloat16, as in the recipes) or on a CPU (float32).
         processes: Their number.
-        sharded: Also estimate ZeRO-2 and ZeRO-3.
     """
-    dtype = torch.bfloat16 if gpu and settings.uses_lora else torch.float32
-    model = build(config, family, settings, dtype)
+    model = _training_model(settings, family, config, gpu)
+    options = _step_options(settings, gpu, processes)
     batch = rows.train(settings.batch_size)
-    checkpointing = settings.gradient_checkpointing
-    step = functools.partial(
-        simulate_memory.step_bytes,
-        family=family,
-        batch=batch,
-        cached=settings.cache_features and settings.vision_tower == "frozen" and processes == 1,
-        accumulate=settings.gradient_accumulation > 1,
-    )
-    trained = _bytes(model, train=True)
-    peak = step(model, checkpointing=checkpointing, mixed=gpu)
-    other_peak = step(model, checkpointing=not checkpointing, mixed=gpu)
-    activations = max(0, peak - trained)
-    buffers = trained if processes > 1 else 0
-    weights = _weights(model, family, settings)
-    replicated = Memory(weights, trained, 2 * trained, activations, buffers)
+    replicated = _replicated(model, settings, family, batch, options, processes)
+    other_options = dataclasses.replace(options, checkpointing=not options.checkpointing)
+    other_peak = simulate_memory.step_bytes(model, family, batch, other_options)
     training = {"DDP" if processes > 1 else "1 process": replicated}
-    if sharded and gpu and processes > 1:
+    if gpu and processes > 1:
+        activations = replicated.activations
         if not settings.uses_lora:  # DeepSpeed itself holds bfloat16 weights: no autocast
             half = build(config, family, settings, torch.bfloat16)
-            peak = step(half, checkpointing=checkpointing, mixed=False)
-            activations = max(0, peak - _bytes(half, train=True))
-        quantized_weights = weights if settings.quantization else None
+            plain = dataclasses.replace(options, mixed=False)
+            peak = simulate_memory.step_bytes(half, family, batch, plain)
+            activations = max(0, peak - weight_bytes(half, train=True))
+        quantized_weights = replicated.weights if settings.quantization else None
         training |= _zero_memory(model, activations, processes, quantized_weights)
     frozen = dataclasses.replace(
         settings, vision_tower="frozen", projector="frozen", language_model="frozen"
@@ -378,14 +121,58 @@ def estimate(
         evaluated, rows.prompts(settings.eval_batch_size), settings.max_new_tokens
     )
     evaluation = {
-        "weights": float(_bytes(evaluated)),
+        "weights": float(weight_bytes(evaluated)),
         "KV cache": float(cache),
         "activations": float(prefill),
     }
     features = 0.0
-    if step.keywords["cached"]:
+    if options.cached:
         features = simulate_memory.feature_bytes(evaluated, family, batch)
-    return Estimate(training, max(0, other_peak - trained), evaluation, features)
+    other_activations = max(0, other_peak - weight_bytes(model, train=True))
+    return Estimate(training, other_activations, evaluation, features)
+
+
+def estimate_gpu(settings: SFTSettings, family: Family, config: Any, rows: Rows) -> Memory:
+    """The memory of each process of a run on GPUs, without ZeRO; arguments as in `estimate`."""
+    model = _training_model(settings, family, config, gpu=True)
+    world = settings.num_processes or 1
+    options = _step_options(settings, True, world)
+    batch = rows.train(settings.batch_size)
+    return _replicated(model, settings, family, batch, options, world)
+
+
+def _training_model(settings: SFTSettings, family: Family, config: Any, gpu: bool) -> Any:
+    dtype = torch.bfloat16 if gpu and settings.uses_lora else torch.float32
+    return build(config, family, settings, dtype)
+
+
+def _step_options(settings: SFTSettings, gpu: bool, processes: int) -> simulate_memory.StepOptions:
+    return simulate_memory.StepOptions(
+        checkpointing=settings.gradient_checkpointing,
+        cached=settings.cache_features and settings.vision_tower == "frozen" and processes == 1,
+        mixed=gpu,
+        accumulate=settings.gradient_accumulation > 1,
+    )
+
+
+def _replicated(
+    model: Any,
+    settings: SFTSettings,
+    family: Family,
+    batch: Mapping[str, torch.Tensor],
+    options: simulate_memory.StepOptions,
+    processes: int,
+) -> Memory:
+    """The memory of a process that holds the whole model."""
+    trained = weight_bytes(model, train=True)
+    peak = simulate_memory.step_bytes(model, family, batch, options)
+    return Memory(
+        weights=_weights(model, family, settings),
+        gradients=trained,
+        optimiser=2 * trained,
+        activations=max(0, peak - trained),
+        buffers=trained if processes > 1 else 0,
+    )
 
 
 def _zero_memory(
@@ -406,7 +193,7 @@ def _zero_memory(
 def _weights(model: Any, family: Family, settings: SFTSettings) -> float:
     """Bytes of the weights, with the language model's linear layers in 4 bits if quantised."""
     if not settings.quantization:
-        return _bytes(model)
+        return weight_bytes(model)
     total = 0.0
     for name, p in model.named_parameters():
         packed = (
@@ -616,10 +403,8 @@ def _print_changes(
     settings: SFTSettings, family: Family, base: Any, rows: Rows, limit: float
 ) -> None:
     """Print changes of the settings until the run fits."""
-    world = settings.num_processes or 1
     for text, changed in suggest_changes(settings):
-        estimated = estimate(changed, family, base, rows, gpu=True, processes=world, sharded=False)
-        required = next(iter(estimated.training.values())).total
+        required = estimate_gpu(changed, family, base, rows).total
         fits = required <= limit
         print(f"  {text:44}{required / GIB:8.2f}  {'fits' if fits else 'still too much'}")
         if fits:

@@ -120,7 +120,7 @@ def inspect_command(config: str, words: Sequence[str], n: int, colour: bool) -> 
     """`vlmface inspect`: prints; returns the exit code."""
     import torch
 
-    from vlmface.tools import estimate_memory
+    from vlmface.tools import meta_model
 
     settings = settings_from(config, words)
     base = manifest.resolve(settings.base_model)
@@ -148,8 +148,8 @@ def inspect_command(config: str, words: Sequence[str], n: int, colour: bool) -> 
         + ", ".join(f"{k}: {v}" for k, v in settings.trainable.items())
         + ")"
     )
-    model = estimate_memory.build(
-        estimate_memory.base_config(settings.base_model), family, settings, torch.float32
+    model = meta_model.build(
+        meta_model.base_config(settings.base_model), family, settings, torch.float32
     )
-    print(show_parameters(estimate_memory.parameters(model, family)))
+    print(show_parameters(meta_model.parameters(model, family)))
     return 0

@@ -105,25 +105,8 @@ def _merge(run: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
     inputs = _conversations(processor, family, prompts)
     base_logits = _logits(model, inputs)
     rounding.check_finite(base_logits, f"the base {run_manifest.base_model['id']}")
-    model = _with_adapter(model, run)
-    adapted = _logits(model, inputs)
-    rounding.check_finite(adapted, f"{run} on its base")
-    with rounding.reordered(model):
-        level = rounding.level(adapted, _logits(model, inputs), torch.float32)
-    effect = rounding.difference(adapted, base_logits)
-    _check_effect(effect, level, run)
-    model = model.merge_and_unload()
-    merged = _logits(model, inputs)
-    apart = _check_equal(merged, adapted, level, f"the merged model and {run} on its base")
-    check: dict[str, Any] = {
-        "merged": apart.rms,
-        "base": effect.rms,
-        "rounding": level.rms,
-        "allowed": rounding.ALLOWED,
-        "faces": _FACES,
-        "noise": _NOISE,
-        "dtype": options.dtype,
-    }
+    model, merged, level, check = _fold_adapter(_with_adapter(model, run), run, inputs, base_logits)
+    check["dtype"] = options.dtype
     with _temporary_folder(out) as folder:
         stored = _store(model, (family, processor), folder, options.dtype, inputs)
         del model
@@ -146,6 +129,34 @@ def _merge(run: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
         )
         atomic_write(folder / "README.md", card)
     return check
+
+
+def _fold_adapter(
+    model: Any, run: Path, inputs: Sequence[Any], base_logits: Sequence[torch.Tensor]
+) -> tuple[Any, list[torch.Tensor], rounding.Difference, dict[str, Any]]:
+    """(the model with its adapter folded in, its logits, what rounding may change, the check for
+    the model card). Raises UserError if the adapter has no effect, or the merge changes more than
+    rounding."""
+    import torch
+
+    adapted = _logits(model, inputs)
+    rounding.check_finite(adapted, f"{run} on its base")
+    with rounding.reordered(model):
+        level = rounding.level(adapted, _logits(model, inputs), torch.float32)
+    effect = rounding.difference(adapted, base_logits)
+    _check_effect(effect, level, run)
+    model = model.merge_and_unload()
+    merged = _logits(model, inputs)
+    apart = _check_equal(merged, adapted, level, f"the merged model and {run} on its base")
+    check: dict[str, Any] = {
+        "merged": apart.rms,
+        "base": effect.rms,
+        "rounding": level.rms,
+        "allowed": rounding.ALLOWED,
+        "faces": _FACES,
+        "noise": _NOISE,
+    }
+    return model, merged, level, check
 
 
 def _check_effect(effect: rounding.Difference, level: rounding.Difference, run: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface.errors import UserError
+from vlmface.metrics.metric import METRICS, of_kind, scored_blocks
 from vlmface.utils import html
 
 if TYPE_CHECKING:
@@ -143,33 +144,24 @@ def _training_sentence(trainable: Mapping[str, str], quantization: str | None) -
 
 
 def _results(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The headline numbers of a metrics.json, as rows {"name", "type" on the hub, "value", "ci",
-    "before"}."""
+    """The built-in metrics of a metrics.json that tables show, as rows {"name", "type" on the hub,
+    "value", "ci", "before"}."""
+    earlier = {(block.kind, block.title): block for block in scored_blocks(before)}
     rows: list[dict[str, Any]] = []
-
-    def add(name: str, kind: str, key: str, *path: str) -> None:
-        block, old = after, before
-        for step in path:
-            block, old = block.get(step, {}), old.get(step, {})
-        if block.get(key) is not None:
-            rows.append(
-                {
-                    "name": name,
-                    "type": kind,
-                    "value": block[key],
-                    "before": old.get(key),
-                    "ci": block.get("ci95", {}).get(key),
-                }
-            )
-
-    add("emotion accuracy (WAR)", "accuracy", "accuracy", "emotion")
-    add("emotion UAR", "recall", "uar", "emotion")
-    add("emotion F1, macro", "f1", "f1_macro", "emotion")
-    for name in after.get("attributes", {}):
-        add(f"{name} accuracy", "accuracy", "accuracy", "attributes", name)
-        add(f"{name} UAR", "recall", "uar", "attributes", name)
-    add("AU F1, macro", "f1", "f1_macro", "au")
-    add("AU F1, micro", "f1", "f1_micro", "au")
+    for block in scored_blocks(after):
+        old = earlier.get((block.kind, block.title))
+        for metric in of_kind(METRICS.built_in.values(), block.kind):
+            value = block.get(metric)
+            if metric.in_tables and value is not None:
+                rows.append(
+                    {
+                        "name": f"{block.title} {metric.title}",
+                        "type": metric.hub_type or metric.name,
+                        "value": value,
+                        "before": old and old.get(metric),
+                        "ci": block.ci95(metric),
+                    }
+                )
     return rows
 
 

@@ -44,7 +44,7 @@ def read_tasks(settings: SFTSettings, processor: Any) -> list[sft.Task]:
 
 
 def show_parameters(parts: dict[str, dict[str, list[int]]]) -> str:
-    """The table of `estimate_memory.parameters`."""
+    """The table of `meta_model.parameters`."""
     lines = [f"  {'part':11}{'module':26}{'trained':>15}{'weights':>17}"]
     total = [0, 0]
     for part in sorted(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -118,15 +119,25 @@ def _fake(model: Any) -> Iterator[None]:
                 tensors[name] = tensor
 
 
+@dataclass(frozen=True)
+class StepOptions:
+    """How a training step is taken.
+
+    Attributes:
+        checkpointing: With gradient checkpointing.
+        cached: The tower's output is given.
+        mixed: With bfloat16 autocast.
+        accumulate: Gradients of an earlier pass already exist.
+    """
+
+    checkpointing: bool = False
+    cached: bool = False
+    mixed: bool = False
+    accumulate: bool = False
+
+
 def step_bytes(
-    model: Any,
-    family: Family,
-    batch: Mapping[str, torch.Tensor],
-    *,
-    checkpointing: bool = False,
-    cached: bool = False,
-    mixed: bool = False,
-    accumulate: bool = False,
+    model: Any, family: Family, batch: Mapping[str, torch.Tensor], options: StepOptions
 ) -> int:
     """The peak of one training step.
 
@@ -134,10 +145,7 @@ def step_bytes(
         model: On the meta device.
         family: Its family.
         batch: From the collator, on the CPU, with `labels`.
-        checkpointing: With gradient checkpointing.
-        cached: The tower's output is given.
-        mixed: With bfloat16 autocast.
-        accumulate: Gradients of an earlier pass already exist.
+        options: How the step is taken.
 
     Returns:
         The most bytes that forward and backward hold at once in addition to weights and optimiser:
@@ -146,21 +154,21 @@ def step_bytes(
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     labels = batch["labels"]
     supervised = labels.shape[1] - int((labels != encode.IGNORED).any(0).nonzero()[0])
-    with _fake(model), _Checkpointing(core, enabled=checkpointing):
+    with _fake(model), _Checkpointing(core, enabled=options.checkpointing):
         inputs = {k: v for k, v in batch.items() if k not in ("labels", "row")}
         targets = F.pad(labels[:, -supervised:], (0, 1), value=encode.IGNORED)
         features: list[torch.Tensor] = []
-        if cached:
+        if options.cached:
             with torch.no_grad():
                 features = list(family.tower_features(core, inputs))
             inputs = {k: v for k, v in inputs.items() if v.shape == labels.shape}
 
         def forward_backward() -> None:
-            if cached:
+            if options.cached:
                 inputs.update(
                     family.inputs_from_features(core, [feature.clone() for feature in features])
                 )
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.mixed):
                 logits = model(**inputs, use_cache=False, logits_to_keep=supervised + 1).logits
             loss = summed_cross_entropy(
                 logits.flatten(0, 1).float(), targets.flatten(), encode.IGNORED
@@ -174,7 +182,7 @@ def step_bytes(
             trained = [p for p in model.parameters() if p.requires_grad]
             # Adam's two moments are created in the first step. They are not counted.
             states = [(torch.empty_like(p), torch.empty_like(p)) for p in trained]
-            for parameter in trained if not accumulate else ():
+            for parameter in trained if not options.accumulate else ():
                 parameter.grad = None
             tracker.peak = tracker.current
             forward_backward()

@@ -15,6 +15,7 @@ from vlmface.errors import UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
 from vlmface.prompts import Prompt
+from vlmface.train import trackers, validation
 from vlmface.utils.distributed import sharding
 from vlmface.utils.ranges import Unused
 
@@ -39,6 +40,14 @@ def dataset_options(settings: Any, n: str = "n_train") -> None:
     option_checks.check_options(
         settings.dataset, settings.dataset_options, reserved=reserved, where="dataset_options"
     )
+
+
+def corruptions(names: Sequence[str]) -> None:
+    """Refuse corruptions of images that do not exist. Raises UserError."""
+    from vlmface.data.corruptions import NAMES
+
+    if unknown := [name for name in names if name not in NAMES]:
+        raise UserError(f"there is no corruption {unknown[0]!r}: use some of {', '.join(NAMES)}")
 
 
 def unused_roots(settings: Any) -> Iterator[Unused]:
@@ -98,6 +107,13 @@ def warmup(settings: Any, steps: int) -> None:
         )
 
 
+def run_length(settings: Any, steps: int) -> None:
+    """Refuse a run of so many `steps` that ends within its warm-up, or before an evaluation. Raises
+    UserError."""
+    warmup(settings, steps)
+    validation.check_steps(settings, steps)
+
+
 def steps(settings: Any, rows: int) -> int:
     """Optimiser steps of a run over so many rows, as transformers' Trainer counts them."""
     world = settings.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
@@ -136,27 +152,10 @@ def _place(root: str | None) -> Path | None:
 
 def machine(settings: Any) -> None:
     """Refuse a tracker that is not installed. Raises UserError."""
-    _tracker(settings.report_to)
+    trackers.check(settings.trackers)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and getattr(settings, "cache_features", False) and os.environ["RANK"] == "0":
         print("note: cache_features has no effect with several processes")
-
-
-def _tracker(name: str) -> None:
-    if name == "none":
-        return
-    from transformers.integrations import integration_utils as trackers
-
-    tracker_names = sorted(trackers.INTEGRATION_TO_CALLBACK)
-    if name not in tracker_names:
-        raise UserError(
-            f"report_to is {name!r}, but must be none, or one tracker of {', '.join(tracker_names)}"
-        )
-    if name != "flyte" and name not in trackers.get_available_reporting_integrations():
-        raise UserError(
-            f"report_to is {name}, which is not installed: pip install {name}, or set "
-            "report_to: none"
-        )
 
 
 def check_trainable(settings: Any, family: Family) -> None:

@@ -35,6 +35,7 @@ def training_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     Returns:
         Sentences with the figures.
     """
+    lines = [line for line in lines if not any(key.startswith("eval_") for key in line)]
     if len(lines) < 2 * _SPAN:
         return []
 

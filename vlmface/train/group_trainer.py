@@ -133,6 +133,8 @@ class GroupTrainer(Resumable, GRPOTrainer):
         prompts = [row["prompt"] for row in inputs]
         per_reward = self._calculate_rewards(inputs, prompts, completions, ids)
         advantages, rewards = self._advantages(per_reward)
+        weights = torch.tensor([self.scorer.weight(i) for i in indices], device=device)
+        advantages = advantages * self.accelerator.gather(weights)
         start = self.accelerator.process_index * len(ids)
         mine = slice(start, start + len(ids))
         self._record(indices, texts, ids, complete, per_reward, rewards, advantages, mine)
@@ -235,6 +237,16 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.accelerator.wait_for_everyone()
         server.use(step)
 
+    @property
+    def _sampling_options(self) -> sampling.SamplingOptions:
+        return sampling.SamplingOptions(
+            max_new_tokens=self.limit,
+            stops=self.stops,
+            temperature=self.temperature,
+            top_p=self.rollout_top_p,
+            never=self.never,
+        )
+
     def _sample(self, batch: Inputs, seed: int) -> sampling.Rollout:
         generator = torch.Generator(self.accelerator.device).manual_seed(seed)
         trained: Any = self.model
@@ -250,13 +262,9 @@ class GroupTrainer(Resumable, GRPOTrainer):
                 core,
                 self.family,
                 self._with_images(core, batch),
+                self._sampling_options,
                 group=self.group,
-                max_new_tokens=self.limit,
-                stops=self.stops,
                 generator=generator,
-                temperature=self.temperature,
-                top_p=self.rollout_top_p,
-                never=self.never,
             )
         trained.train()
         return rollout
@@ -313,17 +321,14 @@ class GroupTrainer(Resumable, GRPOTrainer):
 
     def _score(self, model: Any, entry: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = entry["completion_ids"], entry["completion_mask"]
-        options: dict[str, Any] = {"temperature": self.temperature, "never": self.never}
         with self.accelerator.autocast():
             if self.args.gradient_checkpointing and torch.is_grad_enabled():
                 full = self._full_conversations(entry)
                 return sampling.score_without_cache(
-                    model, self._with_images(model, full), ids, mask, **options
+                    model, self._with_images(model, full), ids, mask, self._sampling_options
                 )
             shared = self._with_images(model, entry["shared"])
-            return sampling.score(
-                model, self.family, shared, ids, mask, group=self.group, **options
-            )
+            return sampling.score(model, self.family, shared, ids, mask, self._sampling_options)
 
     def _full_conversations(self, entry: Inputs) -> Inputs:
         """A batch with a row for each completion, after its prompt."""

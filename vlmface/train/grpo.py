@@ -21,9 +21,10 @@ from vlmface.families import modules
 from vlmface.families.base import Family
 from vlmface.run_dir import read_log
 from vlmface.schema import FaceSample
-from vlmface.train import checks, rewards, sft
+from vlmface.train import checks, rewards, sft, validation
 from vlmface.train.rows import image_columns
 from vlmface.train.settings import (
+    BalanceSettings,
     DatasetSettings,
     EvaluationSettings,
     Lora,
@@ -31,7 +32,9 @@ from vlmface.train.settings import (
     Policy,
     PolicySettings,
     RunSettings,
+    ValidationSettings,
 )
+from vlmface.train.validation import Validation
 from vlmface.utils import distributed
 from vlmface.utils.ranges import (
     Count,
@@ -48,14 +51,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySettings, DatasetSettings):
+class Settings(
+    RunSettings,
+    EvaluationSettings,
+    ValidationSettings,
+    OptimizerSettings,
+    PolicySettings,
+    BalanceSettings,
+    DatasetSettings,
+):
     """One run of recipes/grpo.py.
 
     Args:
         init_from: a run folder, or a base model with a prompt
         prompt: a prompt of the run; null: its first
         rewards: {name: weight} or {name: {weight: 1, option: ...}}, see docs/rewards.md
-        label_weight_power: 1: every label weighs the same in all; 0: every row does
         num_generations: completions of one row, which are compared with each other
         temperature: of the completions
         top_p: of the completions
@@ -77,7 +87,6 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
     init_from: str
     prompt: str | None = None
     rewards: dict[str, Any]
-    label_weight_power: NotNegative = 0.0
     projector: Policy = "frozen"
     num_generations: Annotated[int, Range(min=2)] = 8
     temperature: Positive = 1.0
@@ -114,7 +123,8 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
     def check(self) -> None:
         """Refuse settings that cannot work together. Raises UserError."""
         checks.dataset_options(self)
-        checks.warmup(self, self.max_steps)
+        checks.run_length(self, self.max_steps)
+        validation.check(self)
         rewards.parse(self.rewards)
         self.check_trainable()
         if self.top_p < 1 and self.num_iterations > 1:
@@ -139,10 +149,9 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
         """The fields that have no effect beside the others."""
         yield from checks.unused_roots(self)
         yield from checks.unused_warmup(self)
+        yield from self.unused_validation()
         yield from self.unused_lora()
-        if self.scale_rewards == "group":
-            why = "scale_rewards is group, which divides it out again; batch and none do not"
-            yield Unused("label_weight_power", why, ("scale_rewards",))
+        yield from self.unused_balance()
         if self.num_iterations == 1:
             why = "with num_iterations 1 the policy that is trained is the one that answered"
             yield Unused("epsilon_low", why, ("num_iterations",))
@@ -352,6 +361,7 @@ def train(
     samples: Sequence[FaceSample],
     used: Sequence[rewards.WeightedReward],
     settings: Settings,
+    measured: Validation | None = None,
 ) -> dict[str, Any]:
     """Train on the rows of `encode_prompts`; save the adapter (or whole model) and processor.
 
@@ -365,6 +375,7 @@ def train(
         samples: Their labels.
         used: The rewards.
         settings: Of the run.
+        measured: What is measured meanwhile.
 
     Returns:
         What `sft.train` does, with the mean reward first and last instead of the loss.
@@ -385,6 +396,7 @@ def train(
     set_seed(settings.seed)
     scorer = rewards.RewardScorer(used, samples, start.prompt, settings.label_weight_power)
     trainer = _trainer(settings, arguments, model, start, rows, scorer)
+    trainer.validation = measured
     distributed.check_sharding(trainer)
     trained: Any = trainer.model
     parameters = [(num_weights(p), p.requires_grad) for p in trained.parameters()]
@@ -404,6 +416,7 @@ def train(
         "trainable": sum(n for n, learns in parameters if learns),
         "trainable_sha": trainer.trainable_sha,
         "parameters": sum(n for n, _ in parameters),
+        **trainer.validation_results(),
     }
 
 
@@ -545,6 +558,7 @@ def write_manifest(
         views=start.views,
         num_frames=start.num_frames,
         max_length=start.max_length,
+        init_from=sft.describe_start(start.run),
     )
-    training = {**data, "init_from": settings.init_from, "rewards": settings.rewards}
+    training = {**data, "rewards": settings.rewards}
     sft.write_manifest("grpo", settings, model, au_set, training)

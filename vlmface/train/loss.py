@@ -11,7 +11,12 @@ from torch.autograd.function import once_differentiable
 _ROWS = 256  # of a block, which limits the size of temporaries
 
 
-def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, ignored: int) -> torch.Tensor:
+def summed_cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    ignored: int,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Summed cross-entropy.
 
     With gradients enabled, the memory of `logits` holds their gradient afterwards, so they must not
@@ -22,28 +27,35 @@ def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, ignored: i
         logits: (n, vocabulary), float32.
         targets: (n).
         ignored: The target value of rows that are not counted.
+        weights: (n), what the cross-entropy of each row is multiplied by; None: 1.
 
     Returns:
         The sum over the rows.
     """
     if not (torch.is_grad_enabled() and logits.requires_grad):
-        return F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
-    return _InPlace.apply(logits, targets, ignored)
+        if weights is None:
+            return F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
+        each = F.cross_entropy(logits, targets, ignore_index=ignored, reduction="none")
+        return (each * weights).sum()
+    counted = (targets != ignored).to(logits.dtype)
+    return _InPlace.apply(logits, targets, counted if weights is None else counted * weights)
 
 
 class _InPlace(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, ignored: int) -> Any:
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, weights: Any) -> Any:
         gradient = logits.detach()
         total = logits.new_zeros(())
-        for part, labels in zip(gradient.split(_ROWS), targets.split(_ROWS), strict=True):
-            counts = (labels != ignored).unsqueeze(1)
-            index = labels.unsqueeze(1).where(counts, 0)
+        for part, labels, factors in zip(
+            *(tensor.split(_ROWS) for tensor in (gradient, targets, weights)), strict=True
+        ):
+            factor = factors.unsqueeze(1)
+            index = labels.unsqueeze(1).clamp(min=0)  # those that are ignored have weight 0
             log_probs = part.log_softmax(-1)
-            total -= (log_probs.gather(1, index) * counts).sum()
+            total -= (log_probs.gather(1, index) * factor).sum()
             torch.exp(log_probs, out=part)
             part.scatter_add_(1, index, part.new_full((), -1.0).expand_as(index))
-            part.mul_(counts)
+            part.mul_(factor)
         ctx.gradient = gradient
         return total
 

@@ -30,6 +30,7 @@ from vlmface.metrics import measures
 from vlmface.prompts import Prompt
 from vlmface.registry import Registry
 from vlmface.schema import FaceSample
+from vlmface.train.label_weights import label_weights
 from vlmface.utils.config import convert
 from vlmface.utils.ranges import Count, Positive
 
@@ -326,31 +327,8 @@ def check_truth(
             )
 
 
-def label_weights(
-    samples: Sequence[FaceSample], space: LabelSpace, power: float
-) -> dict[str, float]:
-    """{label: what the rewards of its faces are multiplied by}: (mean count / count) ** power, so
-    that rare labels weigh more. `power` 0 leaves all alike, 1 balances the labels, 0.5 lies
-    between. The weights' mean over the faces is 1. Raises UserError for a `power` above 0
-    where a face may have several labels, which weigh against each other."""
-    if space.multi_label:
-        if power:
-            raise UserError(
-                f"label_weight_power is {power}, but a face may have several labels of {space.id}: "
-                "set it to 0"
-            )
-        return {}
-    counts = Counter(label for s in samples if (label := s.label(space)) is not None)
-    if not counts:
-        return {}
-    mean = sum(counts.values()) / len(counts)
-    raw = {label: (mean / n) ** power for label, n in counts.items()}
-    scale = sum(counts.values()) / sum(raw[label] * n for label, n in counts.items())
-    return {label: raw[label] * scale for label in sorted(raw, key=space.labels.index)}
-
-
 class RewardScorer:
-    """TRL's reward functions over our own: they read the prompt's format once for each text."""
+    """TRL's reward functions over our own: they read the prompt's form once for each text."""
 
     def __init__(
         self,
@@ -359,10 +337,22 @@ class RewardScorer:
         prompt: Prompt,
         label_weight_power: float = 0.0,
     ) -> None:
+        """Raises UserError for a power above 0 if a face may have several labels."""
+        if label_weight_power and prompt.multi_label:
+            raise UserError(
+                f"label_weight_power is {label_weight_power}, but a face may have several labels "
+                f"of {prompt.space.id}: set it to 0"
+            )
         self.rewards = list(rewards)
         self.samples = samples
         self.prompt = prompt
-        self.weights = label_weights(samples, prompt.space, label_weight_power)
+        labels = [sample.label(prompt.space) for sample in samples]
+        self.weights = label_weights(Counter(filter(None, labels)), label_weight_power)
+
+    def weight(self, index: int) -> float:
+        """What the advantages of a face's completions are multiplied by."""
+        label = self.samples[index].label(self.prompt.space)
+        return self.weights.get(label or "", 1.0)
 
     def functions(self) -> list[Callable[..., list[float | None]]]:
         """One function for each reward, named after it, with TRL's signature; the faces are those
@@ -374,7 +364,7 @@ class RewardScorer:
             ) -> list[float | None]:
                 texts = [completion[-1]["content"] for completion in completions]
                 return [
-                    self.score(reward, self.prompt.parse(text), self.samples[i])
+                    reward(self.prompt.parse(text), self.samples[i], self.prompt.space)
                     for text, i in zip(texts, index, strict=True)
                 ]
 
@@ -382,8 +372,3 @@ class RewardScorer:
             return function
 
         return [adapted(reward) for reward in self.rewards]
-
-    def score(self, reward: WeightedReward, answer: Answer, sample: FaceSample) -> float | None:
-        value = reward(answer, sample, self.prompt.space)
-        label = sample.label(self.prompt.space)
-        return None if value is None else value * self.weights.get(label or "", 1.0)

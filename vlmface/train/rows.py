@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
 from vlmface.data import conversations, row_images
-from vlmface.data.rows import with_still_images
+from vlmface.data.dataset_rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.families.base import Family
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
+from vlmface.train import augmentation, task_sampling
 from vlmface.utils.distributed import is_main
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ def encode_rows(
     seed: int,
 ) -> tuple[datasets.Dataset, dict[str, int]]:
     """FaceSample rows -> (rows of `image`, perhaps `images`, `input_ids`, `labels`, `length`; left
-    out by reason).
+    out by reason). Rows of `task_sampling.training_rows` are trained towards their label of column
+    TARGET_LABEL, and also get `token_weights`; rows of `augmentation.with_mirrored_rationales` also
+    get the columns of their mirror images.
 
     A sample that is a conversation (`meta["messages"]`) is trained on in each of its answers, in
     place of the prompt. Of others, one without a rationale gets one from the rule writer, from its
@@ -43,6 +47,7 @@ def encode_rows(
     from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
 
+    prompt_messages = prompt.messages()
     row_indices: list[int] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
     skipped: Counter[str] = Counter()
@@ -50,18 +55,23 @@ def encode_rows(
     plain = rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not is_main())):
         sample = FaceSample.from_row(row)
+        size = row_images.image_sizes(images[index], needed=family.NEEDS_SIZE)
+        limits: dict[str, Any] = {"max_length": max_length, "image_size": size}
         try:
-            messages = training_messages(sample, prompt, seed)
-            size = row_images.image_sizes(images[index], needed=family.NEEDS_SIZE)
-            texts = encode.encode_conversation(
-                processor, family, messages, max_length=max_length, image_size=size
-            )
+            if (messages := conversation_messages(sample)) is not None:
+                _check_conversation(row)
+                texts = encode.encode_conversation(processor, family, messages, **limits)
+            else:
+                encode_text = partial(
+                    encode.encode_text, processor, family, prompt_messages, **limits
+                )
+                texts = [encode_labelled(encode_text, row, sample, prompt, seed)]
         except encode.SkippedSampleError as error:
             skipped[error.reason] += 1
             continue
         for text in texts:
             row_indices.append(index)
-            del text["attention_mask"]  # the collator's own: it pads
+            text.pop("attention_mask", None)  # the collator adds it when it pads
             for name, values in text.items():
                 encoded[name].append(values)
             encoded["length"].append(len(text["input_ids"]))
@@ -74,6 +84,109 @@ def encode_rows(
         images = images.select(row_indices)
     columns = Dataset.from_dict({**encoded, "row": row_indices})
     return concatenate_datasets([images, columns], axis=1), dict(skipped)
+
+
+def encode_labelled(
+    encode_text: Callable[[str], dict[str, Any]],
+    row: Mapping[str, Any],
+    sample: FaceSample,
+    prompt: Prompt,
+    seed: int,
+) -> dict[str, Any]:
+    """Encode a row towards its label, with the columns of its mirror image where it has one.
+
+    Args:
+        encode_text: `encode.encode_text` of a completion.
+        row: With TARGET_LABEL, LABEL_WEIGHT and MIRRORED_RATIONALE where the run has them.
+        sample: Of the row; its label and rationale are replaced by those of the row.
+        prompt: The prompt.
+        seed: Of a rationale that is written here.
+
+    Raises:
+        SkippedSampleError: The sample cannot be trained on.
+    """
+    if (label := row.get(task_sampling.TARGET_LABEL)) is not None:
+        set_label(sample, prompt.space.field, label)
+    weight = row.get(task_sampling.LABEL_WEIGHT)
+    text = encode_target(encode_text, sample, prompt, seed, weight)
+    if mirrored := row.get(augmentation.MIRRORED_RATIONALE):
+        sample.rationale = mirrored
+    if augmentation.MIRRORED_RATIONALE in row:
+        other = encode_target(encode_text, sample, prompt, seed, weight)
+        text |= {augmentation.MIRRORED + name: ids for name, ids in other.items()}
+    return text
+
+
+def _check_conversation(row: Mapping[str, Any]) -> None:
+    """Raise UserError if the run changes labels, weights or rationales, which a conversation does
+    not have."""
+    columns = (
+        task_sampling.TARGET_LABEL,
+        task_sampling.LABEL_WEIGHT,
+        augmentation.MIRRORED_RATIONALE,
+    )
+    if changed := [name for name in columns if name in row]:
+        raise UserError(
+            f"row {row['id']} is a conversation (turns: conversation), which has no "
+            f"{changed[0].replace('_', ' ')}: leave out the settings that weight, sample or mirror "
+            "labelled rows"
+        )
+
+
+def set_label(sample: FaceSample, field: str, label: str) -> None:
+    """Give a sample another label, in place."""
+    setattr(sample, field, [label] if isinstance(getattr(sample, field), list) else label)
+
+
+def token_weights(
+    labels: Sequence[int], weight: float, before_label: Sequence[int] | None
+) -> list[float]:
+    """The weight of each token of a row in the loss.
+
+    Args:
+        labels: The row's targets; IGNORED for the prompt.
+        weight: Of the label and what follows it; a rationale before it has weight 1.
+        before_label: The token ids of the same row without its label; None if its answer starts
+            with the label.
+    """
+    start = next(i for i, label in enumerate(labels) if label != encode.IGNORED)
+    label_start = start
+    if before_label is not None:
+        pairs = zip(labels[start:], before_label[start:], strict=False)
+        label_start += next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+    return [1.0] * label_start + [weight] * (len(labels) - label_start)
+
+
+def encode_target(
+    encode_text: Callable[[str], dict[str, Any]],
+    sample: FaceSample,
+    prompt: Prompt,
+    seed: int,
+    weight: float | None,
+) -> dict[str, Any]:
+    """Encode a row of a sample.
+
+    Args:
+        encode_text: `encode.encode_text` of a completion.
+        sample: Its labels and rationale are the target.
+        prompt: The prompt.
+        seed: Of a rationale that is written here.
+        weight: Of its label; None if the run has no weights.
+
+    Returns:
+        The columns, without the attention mask, which the collator adds when it pads.
+
+    Raises:
+        SkippedSampleError: The sample cannot be trained on.
+    """
+    text = encode_text(training_target(sample, prompt, seed))
+    if weight is not None:
+        before = None
+        if prompt.has_rationale:
+            before = encode_text(prompt.answer_prefix(sample.rationale or ""))["input_ids"]
+        text["token_weights"] = token_weights(text["labels"], weight, before)
+    del text["attention_mask"]
+    return text
 
 
 def image_columns(rows: datasets.Dataset) -> datasets.Dataset:
@@ -90,7 +203,7 @@ def count_conversations(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> in
     Raises:
         UserError: there are some, and several prompts, which would train on them again.
     """
-    n = sum('"messages"' in (meta or "") for meta in rows["meta"])
+    n = sum(conversations.is_in_meta(meta) for meta in rows["meta"])
     if n and len(prompts) > 1:
         raise UserError(
             f"{n:,} rows are conversations (turns: conversation), which are trained on instead of "
@@ -108,7 +221,7 @@ def _with_conversation_images(rows: datasets.Dataset) -> datasets.Dataset:
     columns = rows.select_columns(["frames", "meta"]).with_format("arrow")[:]
     frames, metas = columns["frames"].to_pylist(), columns["meta"].to_pylist()
     images_of_rows = [
-        clip or [] if '"messages"' in (meta or "") else []
+        clip or [] if conversations.is_in_meta(meta) else []
         for clip, meta in zip(frames, metas, strict=True)
     ]
     if not any(images_of_rows):
@@ -120,13 +233,20 @@ def _with_conversation_images(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def training_messages(sample: FaceSample, prompt: Prompt, seed: int) -> list[dict[str, Any]]:
-    """The messages to learn: the sample's own conversation (`meta["messages"]`), or the prompt and
-    the answer of `training_target`. Raises SkippedSampleError as that does."""
-    if (conversation := sample.meta.get("messages")) is not None:
-        return [_with_blocks(message) for message in conversation]
+    """The messages to learn: the sample's own conversation, or the prompt and the answer of
+    `training_target`. Raises SkippedSampleError as that does."""
+    if (messages := conversation_messages(sample)) is not None:
+        return messages
     target = training_target(sample, prompt, seed)
     answer = {"role": "assistant", "content": [{"type": "text", "text": target}]}
     return [*prompt.messages(), answer]
+
+
+def conversation_messages(sample: FaceSample) -> list[dict[str, Any]] | None:
+    """The sample's own conversation (`meta["messages"]`) in the block form of transformers; None if
+    it has none."""
+    messages = sample.meta.get("messages")
+    return None if messages is None else [_with_blocks(message) for message in messages]
 
 
 def _with_blocks(message: dict[str, str]) -> dict[str, Any]:

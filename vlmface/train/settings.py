@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from vlmface import data, prompts
 from vlmface.errors import UserError
-from vlmface.train import checks
+from vlmface.train import checks, validation
 from vlmface.utils.ranges import (
     Checked,
     Count,
@@ -22,6 +22,7 @@ from vlmface.utils.ranges import (
     Positive,
     Range,
     Seed,
+    Share,
     Unused,
     Warmup,
     kinds,
@@ -43,7 +44,7 @@ class RunSettings(Checked):
         num_processes: processes the run must be started with; null: any number
         logging_steps: steps between two lines of log.jsonl
         save_steps: steps between two checkpoints; a killed run loses at most this many
-        report_to: none, or a tracker of transformers: wandb, tensorboard, ...
+        report_to: none, or trackers: trackio, tensorboard, wandb, ... (see docs/training.md)
         overwrite: replace the run in output_dir as soon as the new one trains
     """
 
@@ -52,8 +53,14 @@ class RunSettings(Checked):
     num_processes: Count | None = None
     logging_steps: Count = 10
     save_steps: Count = 50
-    report_to: str = "none"
+    report_to: str | list[str] = "none"
     overwrite: bool = False
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names of the trackers."""
+        names = self.report_to.split(",") if isinstance(self.report_to, str) else self.report_to
+        return [name for text in names if (name := text.strip()) not in ("none", "")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,51 @@ class EvaluationSettings(Checked):
     benchmark_root: str | None = None
     n_eval: Count | None = None
     eval_batch_size: Count = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings(Checked):
+    """What is measured on validation rows while the model trains, and which checkpoint is kept.
+
+    Args:
+        eval_generate_steps: steps between two evaluations of generated answers; null: none
+        n_generate: validation rows that answers are generated for
+        validation_split: split to validate on; null: `validation`, or people are held out
+        validation_share: share of the training rows, by people, to hold out instead of a split
+        n_validation: validation rows to read; null: all
+        metric_for_best_model: metric whose best checkpoint is kept; null: the last one is kept
+        early_stopping_patience: stop after so many evaluations without a better one; null: never
+    """
+
+    eval_generate_steps: Count | None = None
+    n_generate: Count = 64
+    validation_split: str | None = None
+    validation_share: Annotated[float, Range(above=0, below=0.9)] | None = None
+    n_validation: Count | None = None
+    metric_for_best_model: str | None = None
+    early_stopping_patience: Count | None = None
+
+    @property
+    def validation_steps(self) -> dict[str, int]:
+        """{field: steps} of what is measured while the model trains."""
+        names = ("eval_steps", "eval_generate_steps")
+        steps = {name: getattr(self, name, None) for name in names}
+        return {name: value for name, value in steps.items() if value is not None}
+
+    def unused_validation(self) -> Iterator[Unused]:
+        """The fields of validation that have no effect."""
+        every = ("eval_steps", "eval_generate_steps")
+        steps = tuple(name for name in every if hasattr(self, name))
+        if not self.validation_steps:
+            why = f"{' and '.join(steps)} {'is' if len(steps) == 1 else 'are'} null"
+            for name in ("validation_split", "validation_share", "n_validation"):
+                yield Unused(name, why, steps)
+            yield Unused("metric_for_best_model", why, steps)
+        if self.eval_generate_steps is None:
+            yield Unused("n_generate", "eval_generate_steps is null", ("eval_generate_steps",))
+        if self.metric_for_best_model is None:
+            why = "metric_for_best_model is null"
+            yield Unused("early_stopping_patience", why, ("metric_for_best_model",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +189,64 @@ class DatasetSettings(Checked):
             for name, value in values.items()
             if name in kinds(cls) and name not in chosen
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceSettings(Checked):
+    """How much rare labels count.
+
+    Args:
+        label_weight_power: weight of a label in the loss: 1 / its frequency, to this power; 0: none
+        balance_by: rows of each prompt: all, or as many of each label, some of them repeated
+    """
+
+    label_weight_power: NotNegative = 0.0
+    balance_by: Literal["none", "labels"] = "none"
+
+    def unused_balance(self) -> Iterator[Unused]:
+        """Weights of labels that are equally frequent."""
+        if self.balance_by == "labels":
+            why = "balance_by is labels, which makes all labels equally frequent"
+            yield Unused("label_weight_power", why, ("balance_by",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoteSettings(Checked):
+    """How much the disagreement of annotators counts.
+
+    Args:
+        soft_labels: learn the distribution of label_votes, where a row has them, not one label
+    """
+
+    soft_labels: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings(Checked):
+    """Random changes of the training images, other ones in each epoch.
+
+    Args:
+        augment: flip: half of the images are mirrored, and so are the sides in their rationales
+        corruption_share: share of the images that are corrupted, as in eval/robustness.py
+        corruptions: names of corruptions; empty: all
+    """
+
+    augment: Literal["none", "flip"] = "none"
+    corruption_share: Share = 0.0
+    corruptions: list[str] = field(default_factory=list)
+
+    @property
+    def augments(self) -> bool:
+        """Whether images are changed."""
+        return self.augment != "none" or self.corruption_share > 0
+
+    def unused_augmentation(self) -> Iterator[Unused]:
+        """Corruptions that are not used, and features of images that change."""
+        if not self.corruption_share:
+            yield Unused("corruptions", "corruption_share is 0", ("corruption_share",))
+        if self.augments:
+            why = "augment and corruption_share change the images in every epoch"
+            yield Unused("cache_features", why, ("augment", "corruption_share"))
 
 
 @dataclass(frozen=True)
@@ -217,12 +327,22 @@ class PolicySettings(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class SFTSettings(
-    RunSettings, EvaluationSettings, OptimizerSettings, PolicySettings, DatasetSettings
+    RunSettings,
+    EvaluationSettings,
+    ValidationSettings,
+    OptimizerSettings,
+    PolicySettings,
+    BalanceSettings,
+    VoteSettings,
+    AugmentationSettings,
+    DatasetSettings,
 ):
     """One run of recipes/sft_cot.py, recipes/sft_labels.py or recipes/sft_attributes.py.
 
     Args:
         base_model: checkpoint folder, or model id on the hub
+        init_from: run, or folder of a LoRA adapter of the base, that is trained further
+        eval_steps: steps between two measurements of the validation loss; null: none
         prompt: name in prompts/ or a YAML file; several: each is trained on and scored
         label_space: asked for instead of the prompts' own; null: their own
         balance_by: rows of each prompt: all, as many of each prompt, or also of each label
@@ -245,9 +365,11 @@ class SFTSettings(
     """
 
     base_model: str
+    init_from: str | None = None
+    eval_steps: Count | None = None
     prompt: str | list[str]
     label_space: str | None = None
-    balance_by: Literal["none", "tasks", "labels"] = "none"
+    balance_by: Literal["none", "tasks", "labels"] = "none"  # type: ignore[assignment]
     text_only_data: str | None = None
     views: list[dict[str, Any]] | None = None
     num_frames: Count = 1
@@ -288,15 +410,20 @@ class SFTSettings(
         """Refuse what cannot be trained. Raises UserError."""
         checks.saved_when_logged(self)
         checks.dataset_options(self)
+        validation.check(self)
+        checks.corruptions(self.corruptions)
         self.check_trainable()
 
     def unused(self) -> Iterator[Unused]:
         """The fields that have no effect beside the others."""
         yield from checks.unused_roots(self)
         yield from checks.unused_warmup(self)
+        yield from self.unused_validation()
         yield from self.unused_lora("lora_dropout", "lora_variant", "train_embeddings")
         if self.vision_tower != "frozen":
             why = f"vision_tower is {self.vision_tower}, so its features change at every step"
             yield Unused("cache_features", why, ("vision_tower",))
+        yield from self.unused_balance()
+        yield from self.unused_augmentation()
         if self.balance_by == "tasks" and len(self.prompts) == 1:
             yield Unused("balance_by", "there is one prompt", ("prompt",))

@@ -9,19 +9,23 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import data, encode, manifest
+from vlmface.adapter import attach
 from vlmface.data import crops, row_images, shows_faces
 from vlmface.errors import UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
 from vlmface.prompts import Prompt, PromptLike
 from vlmface.run_dir import read_log
+from vlmface.train import trackers
+from vlmface.train.augmentation import Augmentation, AugmentedRows
 from vlmface.train.checks import check_supported
 from vlmface.train.settings import Lora, SFTSettings
+from vlmface.train.validation import Validation
 from vlmface.utils import distributed
 from vlmface.utils.distributed import (
     PROCESS_TIMEOUT,
@@ -111,11 +115,13 @@ def train(
     family: Family,
     rows: datasets.Dataset,
     settings: SFTSettings,
+    validation: Validation | None = None,
 ) -> dict[str, Any]:
     """Train on the rows of `encode_rows`; save the adapter (or whole model) and processor.
 
     Resumes from the last complete checkpoint in `settings.output_dir`, if there is one, exactly as
-    if it had not been interrupted. log.jsonl gets a line per `logging_steps`.
+    if it had not been interrupted. log.jsonl gets a line per `logging_steps`, and one for each
+    validation. If a best checkpoint is selected, its weights are saved.
 
     Args:
         base: Folder of the base model.
@@ -123,11 +129,13 @@ def train(
         family: Of the base model.
         rows: The rows to train on.
         settings: Of the run.
+        validation: What is measured meanwhile; its rows have other numbers in column `row`.
 
     Returns:
         {"steps", "loss_first", "loss_last", "wall_s", "samples_per_s", "trainable",
         "trainable_sha", "parameters"}; wall_s counts all sittings, `trainable` and `parameters` are
-        numbers of weights, `trainable_sha` is over the names of the former.
+        numbers of weights, `trainable_sha` is over the names of the former. And what
+        `Resumable.validation_results` returns.
 
     Raises:
         UserError: The settings cannot be trained with on this machine, or the loss is not finite.
@@ -147,22 +155,25 @@ def train(
     model = _model(base, processor, family, settings, arguments)
     set_seed(settings.seed)
     trainer = _trainer(settings, arguments, model, processor, family, rows)
+    trainer.validation = validation and _for_trainer(validation, trainer, processor)
     trained: Any = trainer.model
     trainable = sum(num_weights(p) for p in trained.parameters() if p.requires_grad)
     parameters = sum(num_weights(p) for p in trained.parameters())
     trainer.train_to_end(run_dir)
     save_trained(trainer, processor, family, settings.base_model, settings.uses_lora, run_dir)
     lines = read_log(run_dir)
+    losses = [line["loss"] for line in lines if "loss" in line]
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
     return {
         "steps": trainer.state.global_step,
-        "loss_first": lines[0]["loss"] if lines else None,
-        "loss_last": lines[-1]["loss"] if lines else None,
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
         "wall_s": seconds,
-        "samples_per_s": len(rows) * settings.epochs / seconds if seconds else None,
+        "samples_per_s": len(rows) * trainer.state.epoch / seconds if seconds else None,
         "trainable": trainable,
         "trainable_sha": trainer.trainable_sha,
         "parameters": parameters,
+        **trainer.validation_results(),
     }
 
 
@@ -196,10 +207,9 @@ def shared_arguments(settings: Any) -> dict[str, Any]:
         "logging_steps": settings.logging_steps,
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
-        "save_total_limit": 2,
         "logging_nan_inf_filter": False,
         "seed": settings.seed,
-        "report_to": settings.report_to,
+        **trackers.arguments(settings),
         "ddp_timeout": int(PROCESS_TIMEOUT.total_seconds()),
     }
 
@@ -249,6 +259,8 @@ def _model(
     if is_deepspeed_zero3_enabled():
         # transformers 5.23 notes renamings that it did not make, and would undo them when it saves.
         model._weight_conversions = None
+    if settings.init_from is not None:
+        return attach(model, settings.init_from, trainable=True), None
     if settings.uses_lora:
         return model, lora_config(settings.lora, family, model, len(processor.tokenizer))
     modules.freeze(family.MODULE_PATHS, model, settings.trainable)
@@ -270,7 +282,7 @@ def _trainer(
     caching = (
         settings.cache_features and settings.vision_tower == "frozen" and arguments.world_size == 1
     )
-    caching = caching and not sharding()
+    caching = caching and not sharding() and not settings.augments
     trainer = SupervisedTrainer(
         model=model[0],
         args=arguments,
@@ -281,6 +293,8 @@ def _trainer(
         callbacks=[JsonlLogger(Path(settings.output_dir) / "log.jsonl")],
         family=family,
     )
+    if (augmentation := Augmentation.from_settings(settings)) is not None:
+        trainer.train_dataset = AugmentedRows(rows, augmentation)
     if caching:
         with trainer.accelerator.autocast():
             trainer.features = all_tower_features(trainer.model, family, rows, processor)
@@ -291,6 +305,19 @@ def _trainer(
         )
     check_sharding(trainer)
     return trainer
+
+
+def _for_trainer(validation: Validation, trainer: Any, processor: Any) -> Validation:
+    """The validation as the trainer measures it: with the tower's features if those of the training
+    rows are cached."""
+    from vlmface.train.trainer import all_tower_features
+
+    rows = validation.rows
+    if rows is None or trainer.features is None:
+        return validation
+    with trainer.accelerator.autocast():
+        trainer.features |= all_tower_features(trainer.model, trainer.family, rows, processor)
+    return replace(validation, rows=row_images.drop_image_columns(rows))
 
 
 def save_trained(
@@ -336,6 +363,7 @@ class TrainedModel:
         num_frames: Of a video, for each view.
         max_length: Tokens of images, prompt and answer.
         quantization: Of the language model under its LoRA.
+        init_from: {"id", "sha"} of the adapter that training started from.
     """
 
     base: Path
@@ -348,6 +376,18 @@ class TrainedModel:
     num_frames: int
     max_length: int
     quantization: str | None = None
+    init_from: Mapping[str, str] | None = None
+
+
+def describe_start(adapter: str | Path | None) -> dict[str, str] | None:
+    """The manifest's `init_from`: {"id", "sha"} of the adapter that training started from.
+
+    Args:
+        adapter: Its folder; None for a new one.
+    """
+    if adapter is None:
+        return None
+    return {"id": str(adapter), "sha": manifest.weights_sha(adapter)}
 
 
 def write_manifest(
@@ -376,6 +416,7 @@ def write_manifest(
         adapter="lora" in model.trainable.values(),
         trainable=dict(model.trainable),
         quantization=model.quantization,
+        init_from=None if model.init_from is None else dict(model.init_from),
         prompts=[manifest.prompt_entry(prompt) for prompt in model.prompts],
         au_set=list(au_set),
         image=model.family.describe_image(model.processor),

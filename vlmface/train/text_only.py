@@ -17,6 +17,7 @@ from vlmface import encode
 from vlmface.data.text_files import read_lines
 from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families.base import Family
+from vlmface.train.augmentation import MIRRORED
 
 if TYPE_CHECKING:
     import datasets
@@ -144,8 +145,10 @@ def encode_file(
         raise UserError(f"no row of text_only_data {path} can be trained on: {dict(skipped)}")
     n = len(columns["length"])
     columns["row"] = [row] * n
+    if "token_weights" in features:
+        columns["token_weights"] = [[1.0] * len(ids) for ids in columns["input_ids"]]
     columns["image"] = [Image.new("RGB", _BLANK)] * n
     if "images" in features:
         columns["images"] = [[]] * n  # its image alone
-    ordered = {name: columns[name] for name in features}
+    ordered = {name: columns[name.removeprefix(MIRRORED)] for name in features}
     return Dataset.from_dict(ordered).cast(features), dict(skipped)

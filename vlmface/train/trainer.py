@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from trl import SFTTrainer
 
 from vlmface import run_dir as run_dirs
@@ -20,7 +21,12 @@ from vlmface.data.row_images import image_refs, open_row_image
 from vlmface.encode import IGNORED, GroupedSampler, to_model
 from vlmface.errors import UserError
 from vlmface.families.base import Family
+from vlmface.train.augmentation import AugmentedRows, EpochSampler
 from vlmface.train.loss import summed_cross_entropy
+from vlmface.train.validation import PREFIX, Selection, Validation
+from vlmface.utils import distributed
+
+KEPT = 2  # checkpoints, besides the best one
 
 
 class Resumable:
@@ -33,7 +39,11 @@ class Resumable:
     - `training_step`, `_get_grad_norm`: a loss or gradient norm that is not finite ends the run
       before the step is counted, logged or saved.
     - `_save_checkpoint`: a checkpoint counts only once it is complete, and has no model card. It
-      lists its files, and has a hash of the names and sizes of its trained weights.
+      lists its files, and has a hash of the names and sizes of its trained weights. Older ones are
+      deleted after that, except the best one.
+    - `_run_epoch`: makes no step beyond the last one when a trained run is resumed.
+    - `_evaluate`: measures what `validation` asks for, after the log of a step and before its
+      checkpoint.
     """
 
     model: Any
@@ -42,7 +52,9 @@ class Resumable:
     state: Any
     is_fsdp_enabled: bool
     model_wrapped: Any
+    control: Any
     trainable_sha: str
+    validation: Validation | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Losses of the micro-batches of the current step.
@@ -71,20 +83,25 @@ class Resumable:
         self.family = family
 
     def train_to_end(self, run_dir: Path) -> None:
-        """Train, from the run's last complete checkpoint if it has one. All processes must call it.
+        """Train, from the run's last complete checkpoint if it has one, and end with the weights of
+        the best checkpoint, if one is selected. All processes must call it.
 
         Args:
             run_dir: The folder of the run.
 
         Raises:
-            UserError: The checkpoint is damaged, or training diverges.
+            UserError: A checkpoint that is needed is damaged, or training diverges.
         """
         resume = run_dirs.checkpoint_to_resume(run_dir, self.trainable_sha)
         if resume and self.args.process_index == 0:
             print(f"resuming from {resume}")
+        if resume and self.selection is not None:
+            self._resume_selection(resume, self.selection)
         self._step_losses.clear()
         trainer: Any = self
         trainer.add_callback(FirstStepCallback(run_dir))
+        if self.validation is not None:
+            trainer.add_callback(ValidationCallback(self.validation))
         try:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
             self._check_weights()
@@ -92,6 +109,75 @@ class Resumable:
             for callback in trainer.callback_handler.callbacks:
                 if isinstance(callback, ProgressBarWithLoss) and callback.training_bar is not None:
                     callback.training_bar.close()
+        self._restore_best(run_dir)
+
+    # --- validation -------------------------------------------------------------------------------
+
+    @property
+    def selection(self) -> Selection | None:
+        """Which checkpoint is kept; None: the last one."""
+        return None if self.validation is None else self.validation.selection
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure and log; save a better model at once, and stop where patience has run out."""
+        assert self.validation is not None
+        measured = self.validation.measure(self)
+        trainer: Any = self
+        trainer.log(dict(measured))
+        self.control.should_evaluate = False  # the end of an epoch would measure again
+        if self.selection is not None and self.selection.key in measured:
+            history = self.state.log_history
+            best = self.selection.best(history)
+            is_best = best is not None and best["step"] == self.state.global_step
+            stops = self.selection.stops(history)
+            self.control.should_save |= is_best or stops
+            self.control.should_training_stop |= stops
+        return measured
+
+    def _resume_selection(self, checkpoint: Path, selection: Selection) -> None:
+        """Check that the best checkpoint so far exists, and do not train further if the run had
+        stopped early. Raises UserError."""
+        history = run_dirs.checkpoint_history(checkpoint)
+        if best := selection.best(history):
+            check_best(checkpoint.with_name(f"checkpoint-{best['step']}"))
+        if selection.stops(history):
+            self.args.max_steps = step = run_dirs.step_of(checkpoint)
+            if self.args.process_index == 0:
+                print(f"training has stopped early after step {step}: no further step is made")
+
+    def _restore_best(self, run_dir: Path) -> None:
+        """Load the weights of the best checkpoint, unless they are those of the last step."""
+        best = None if self.selection is None else self.selection.best(self.state.log_history)
+        if best is None or best["step"] == self.state.global_step:
+            return
+        trainer: Any = self
+        path = run_dir / "checkpoints" / f"checkpoint-{best['step']}"
+        check_best(path)
+        if trainer.is_deepspeed_enabled:
+            is_whole = not hasattr(self.model, "peft_config")
+            deepspeed_load_checkpoint(self.model_wrapped, str(path), load_module_strict=is_whole)
+        else:
+            trainer._load_from_checkpoint(str(path))
+
+    def validation_results(self) -> dict[str, Any]:
+        """For metrics.json, after training: {"best": {"step", "epoch", "metric", "value"},
+        "stopped_early"} if a checkpoint was selected, {} otherwise."""
+        selection, history = self.selection, self.state.log_history
+        best = None if selection is None else selection.best(history)
+        if selection is None or best is None:
+            return {}
+        entry = {"step": best["step"], "epoch": round(best["epoch"], 4)}
+        entry |= {"metric": selection.metric, "value": best[selection.key]}
+        return {"best": entry, "stopped_early": selection.stops(history)}
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that has made its last step in the middle of an epoch would make one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
@@ -155,6 +241,13 @@ class Resumable:
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             run_dirs.complete_checkpoint(folder, self.trainable_sha)
+            run_dirs.prune_checkpoints(folder.parent.parent, KEPT, self._best_step)
+
+    def _best_step(self, last: int) -> int | None:
+        """The step of the best evaluation up to a step."""
+        history = [entry for entry in self.state.log_history if entry["step"] <= last]
+        best = None if self.selection is None else self.selection.best(history)
+        return None if best is None else int(best["step"])
 
     def whole_state(self) -> dict[str, Any] | None:
         """Gather a model that is sharded over processes. All processes must call it.
@@ -203,9 +296,15 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Cross-entropy over the supervised tokens, summed and divided by their number in the whole
-        batch (all processes and accumulation steps). Arguments as in transformers' Trainer."""
+        """Cross-entropy over the supervised tokens, weighted if the rows have `token_weights`,
+        summed and divided by their number in the whole batch (all processes and accumulation
+        steps). Arguments as in transformers' Trainer.
+
+        Weights have the mean 1 over the rows of the run. Dividing by the number of tokens rather
+        than by the sum of the batch's weights keeps the mean gradient over batches that of the
+        weighted loss over all rows."""
         labels = inputs.pop("labels")
+        weights = inputs.pop("token_weights", None)
         rows = inputs.pop("row")
         # Rows are padded on the right and start with the same prompt: all supervised tokens are
         # after the first supervised column.
@@ -222,7 +321,11 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         # The last logits predict nothing; removing them would copy all others.
         targets = F.pad(labels[:, first:], (0, 1), value=IGNORED)
         logits = outputs.logits.clone() if return_outputs else outputs.logits
-        loss = summed_cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), IGNORED)
+        if weights is not None:
+            weights = F.pad(weights[:, first:], (0, 1)).flatten()
+        loss = summed_cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), IGNORED, weights
+        )
         if num_items_in_batch is None:
             loss = loss / (targets != IGNORED).sum()
         else:
@@ -235,7 +338,14 @@ class SupervisedTrainer(Resumable, SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         step_size = self.args.train_batch_size * self.args.world_size
-        return GroupedSampler(self.lengths, step_size, self.args.seed)
+        sampler = EpochSampler if isinstance(self.train_dataset, AugmentedRows) else GroupedSampler
+        return sampler(self.lengths, step_size, self.args.seed)
+
+
+def check_best(checkpoint: Path) -> None:
+    """Check in all processes that the best checkpoint has all its files. Raises UserError."""
+    remedy = "it is of the best checkpoint so far; restore it, or start again with --overwrite"
+    distributed.on_main(lambda: run_dirs.check_checkpoint(checkpoint, remedy))
 
 
 # {number in column `row`: features of each image of the row}.
@@ -288,14 +398,23 @@ def all_tower_features(model: Any, family: Family, rows: Any, processor: Any) ->
 
 
 class ProgressBarWithLoss(ProgressCallback):
-    """A progress bar that ends with the loss, instead of a dictionary printed above it."""
+    """A progress bar that ends with the loss, instead of a dictionary printed above it. What is
+    measured on validation rows is printed as a line."""
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        if self.training_bar is not None and "loss" in (logs or {}):
-            assert logs is not None
+        if self.training_bar is None or logs is None:
+            return
+        if "loss" in logs:
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        measured = [
+            f"{name.removeprefix(PREFIX).replace('_', ' ')} {value:.3f}"
+            for name, value in logs.items()
+            if name.startswith(PREFIX)
+        ]
+        if measured:
+            self.training_bar.write(f"step {state.global_step}, validation: {', '.join(measured)}")
 
 
 class FirstStepCallback(TrainerCallback):
@@ -311,12 +430,23 @@ class FirstStepCallback(TrainerCallback):
             self.is_recorded = True
 
 
+class ValidationCallback(TrainerCallback):
+    """Starts the measurements of a `Validation`."""
+
+    def __init__(self, validation: Validation) -> None:
+        self.validation = validation
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_evaluate = self.validation.is_due(state.global_step)
+
+
 class JsonlLogger(TrainerCallback):
-    """Writes log.jsonl, one line {"step", "epoch", "elapsed_s", ...} per logged step.
+    """Writes log.jsonl, one line {"step", "epoch", "elapsed_s", ...} per logged step, and one more
+    for each validation.
 
     Args:
         path: The file.
-        keys: More fields; None: everything that the trainer logs.
+        keys: More fields of a step; None: everything that the trainer logs.
     """
 
     KEYS = ("loss", "learning_rate", "grad_norm")
@@ -341,11 +471,13 @@ class JsonlLogger(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero or "loss" not in (logs or {}):
+        logs = logs or {}
+        measured = [key for key in logs if key.startswith(PREFIX)]
+        if not state.is_world_process_zero or not ("loss" in logs or measured):
             return
-        assert logs is not None
         line = {"step": state.global_step, "epoch": round(state.epoch, 4)}
         keys = [key for key in logs if key != "epoch"] if self.keys is None else self.keys
+        keys = measured or keys
         line |= {key: float(logs[key]) for key in keys if logs.get(key) is not None}
         line["elapsed_s"] = round(time.monotonic() - self.start_time, 2)
         with self.path.open("a", encoding="utf-8") as file:

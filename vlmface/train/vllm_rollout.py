@@ -21,13 +21,8 @@ import httpx2
 
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.infer.endpoint import (
-    Endpoint,
-    NoAnswerError,
-    attach_images,
-    open_client,
-    send_request,
-)
+from vlmface.infer.chat import attach_images
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, open_client, send_request
 from vlmface.infer.remote import image_uris
 from vlmface.infer.sampling import Rollout
 from vlmface.prompts import Prompt

@@ -1,0 +1,1 @@
+"""Helpers without knowledge of faces: files, images, settings, processes, pages."""

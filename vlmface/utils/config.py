@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from vlmface import resources
 from vlmface.errors import UserError, did_you_mean
 from vlmface.resources import resource
 from vlmface.utils import distributed
@@ -244,27 +245,7 @@ def find_config(name: str) -> Path:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for anything else, and for a repeated key."""
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        """PyYAML keeps the last of two equal keys silently. Its own parser takes minutes over deep
-        nesting, libyaml's does not."""
-
-    def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        if repeated := {key for key in keys if keys.count(key) > 1}:
-            raise UserError(f"{path} sets {', '.join(map(repr, repeated))} twice: keep one")
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot read the settings {path}: it is not a regular file")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the settings {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a list of `field: value` lines")
-    return content
+    return resources.read_yaml(path, "the settings")
 
 
 def from_dict(cls: type[T], values: dict[str, Any], *, where: str) -> T:
@@ -335,16 +316,21 @@ def save_config(settings: Any, folder: Path) -> None:
     atomic_write(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
 
+def read_saved_config(folder: Path) -> dict[str, Any]:
+    """The settings.json in `folder`. Raises UserError."""
+    path = folder / SETTINGS
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
+
+
 def check_config(settings: Any, folder: Path, ignore: Sequence[str] = ()) -> None:
     """Check `settings` against the settings.json in `folder`; fields in `ignore` may differ.
 
     Resuming with other settings would mix two runs: UserError names the setting and both values.
     """
-    path = folder / SETTINGS
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
+    before = read_saved_config(folder)
     now = dataclasses.asdict(settings)
     for name in {**before, **now}:
         if name not in ignore and before.get(name) != now.get(name):

@@ -8,10 +8,22 @@ from pathlib import Path
 
 import platformdirs
 
+from vlmface.errors import UserError
+
 
 def cache_dir() -> Path:
     """The user's cache folder for vlmface; `VLMFACE_CACHE` overrides the platform's default."""
     return Path(os.environ.get("VLMFACE_CACHE") or platformdirs.user_cache_dir("vlmface"))
+
+
+def make_output_folder(folder: Path) -> None:
+    """Create the folder of --output_dir with its parents. Raises UserError if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}): give another --output_dir"
+        ) from error
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:

@@ -109,13 +109,16 @@ class Worker:
 
     @property
     def alive(self) -> bool:
+        """Whether its process runs."""
         return self._process.poll() is None
 
     @property
     def pid(self) -> int:
+        """The id of its process."""
         return self._process.pid
 
     def kill(self) -> None:
+        """End its process."""
         self._process.kill()
         self._process.wait()
         _workers.discard(self)

@@ -33,6 +33,7 @@ class Range:
     below: float | None = None
 
     def holds(self, value: float) -> bool:
+        """Whether a number is within the bounds."""
         if isinstance(value, int):
             if abs(value) > _LARGEST:
                 return False

@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from vlmface.families.llava import Llava
-from vlmface.families.tiny import TinyLlava
+from vlmface.families.tiny.llava import TinyLlava
 
 
 class FaceLlavaConfig(LlavaConfig):

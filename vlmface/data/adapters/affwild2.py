@@ -11,6 +11,7 @@ face image where no face was found, so that the n-th image of a folder need not 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +27,15 @@ TITLE = "Aff-Wild2"
 HOME = "https://ibug.doc.ic.ac.uk/resources/aff-wild2/"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "validation")
-PUBLISHED: dict[str, dict[str, int]] = {}
 FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 INVALID = {"expr": -1, "va": -5, "au": -1}
 
 
-def read(
-    root: Path,
-    split: str,
-    *,
-    track: str = "expr",
-    every: Count = 1,
-    images: str = "cropped_aligned",
-    annotations: str | None = None,
-    invalid: float | None = None,
-) -> Rows:
-    """One row for each frame that has a label and a face. The track's class "Other" has no emotion,
-    and its word in `context`.
+@dataclass(frozen=True)
+class Options:
+    """Options of Aff-Wild2.
 
     Args:
-        root: as above.
-        split: one of SPLITS.
         track: "expr", "va" or "au".
         every: n keeps the frames 1, n + 1, 2n + 1 ... of each video.
         images: the folder of the faces, under the root.
@@ -54,14 +43,29 @@ def read(
         invalid: the value of a frame that is not annotated, by default -1, and -5 for valence and
             arousal.
     """
-    if track not in INVALID:
-        raise UserError(f"track={track!r}: Aff-Wild2 has {', '.join(INVALID)}")
-    if every < 1:
-        raise UserError(f"every={every}: give 1 for all frames, 10 for each tenth")
-    code = INVALID[track] if invalid is None else invalid
-    labels = _track(root, track, annotations) / FOLDERS[split]
+
+    track: str = "expr"
+    every: Count = 1
+    images: str = "cropped_aligned"
+    annotations: str | None = None
+    invalid: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.track not in INVALID:
+            raise UserError(f"track={self.track!r}: Aff-Wild2 has {', '.join(INVALID)}")
+
+
+def read(root: Path, split: str, options: Options) -> Rows:
+    """One row for each frame that has a label and a face. The track's class "Other" has no emotion,
+    and its word in `context`.
+    """
+    track, every = options.track, options.every
+    code = INVALID[track] if options.invalid is None else options.invalid
+    labels = _track(root, track, options.annotations) / FOLDERS[split]
     files = sorted(require_path(labels, "Aff-Wild2's label files").glob("*.txt"))
-    faces = require_path(root / images, "Aff-Wild2's cropped and aligned faces, one folder a video")
+    faces = require_path(
+        root / options.images, "Aff-Wild2's cropped and aligned faces, one folder a video"
+    )
 
     ids: list[str] = []
     subjects: list[str] = []

@@ -9,16 +9,17 @@ Only the most expressive stretch of each task is coded; other images are not row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from vlmface.data.folds import people_of_split
 from vlmface.data.rows import (
     Rows,
     action_units,
     frames_by_number,
     json_meta,
-    people_of_split,
     read_csv,
     require_path,
 )
@@ -28,7 +29,6 @@ TITLE = "BP4D-Spontaneous"
 HOME = "https://www.cs.binghamton.edu/~lijun/Research/3DFE/3DFE_Analysis.html"
 LICENCE = "non-commercial research, agreement with the owners"
 SPLITS = ("train", "test")  # of a fold: two parts train, one tests
-PUBLISHED: dict[str, dict[str, int]] = {}
 AUS = (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)
 TASKS = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8")
 # The parts of 14, 14 and 13 people of ME-GraphAU (Luo et al., IJCAI 2022;
@@ -43,22 +43,11 @@ PARTS = tuple(
 )
 
 
-def read(
-    root: Path,
-    split: str,
-    *,
-    fold: int = 1,
-    aus: Sequence[int] = AUS,
-    tasks: Sequence[str] = TASKS,
-    images: str = "Sequences(2D+3D)",
-    unknown: int = 9,
-    offset: int = 0,
-) -> Rows:
-    """The coded frames of the people of a fold.
+@dataclass(frozen=True)
+class Options:
+    """Options of BP4D.
 
     Args:
-        root: as above.
-        split: one of SPLITS.
         fold: 1 to 3.
         aus: the AUs to read, by default the benchmark's twelve.
         tasks: some of the eight tasks.
@@ -66,15 +55,27 @@ def read(
         unknown: the code of an AU that could not be coded.
         offset: a coded frame f is the image numbered f + `offset`.
     """
-    if fold not in (1, 2, 3):
-        raise UserError(f"fold={fold}: BP4D has folds 1 to 3")
-    if wrong := [task for task in tasks if task not in TASKS]:
+
+    fold: int = 1
+    aus: Sequence[int] = AUS
+    tasks: Sequence[str] = TASKS
+    images: str = "Sequences(2D+3D)"
+    unknown: int = 9
+    offset: int = 0
+
+
+def read(root: Path, split: str, options: Options) -> Rows:
+    """The coded frames of the people of a fold."""
+    aus, unknown, offset = options.aus, options.unknown, options.offset
+    if options.fold not in (1, 2, 3):
+        raise UserError(f"fold={options.fold}: BP4D has folds 1 to 3")
+    if wrong := [task for task in options.tasks if task not in TASKS]:
         raise UserError(f"tasks has {wrong[0]!r}: BP4D has {', '.join(TASKS)}")
-    people = people_of_split(PARTS, fold, split)
-    folder = require_path(root / images, "the people's folders of images (see images)")
+    people = people_of_split(PARTS, options.fold, split)
+    folder = require_path(root / options.images, "the people's folders of images (see images)")
     ids, paths, subjects, seen_in, codes, lacking = [], [], [], [], [], []
     for person in people:
-        for task in tasks:
+        for task in options.tasks:
             frames, grid = _labels(root / "AUCoding" / "AU_OCC" / f"{person}_{task}.csv", aus)
             if wrong_codes := set(np.unique(grid).tolist()) - {0, 1, unknown}:
                 raise UserError(

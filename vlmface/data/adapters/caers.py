@@ -17,7 +17,6 @@ HOME = "https://caer-dataset.github.io"
 LICENCE = "non-commercial research"
 SPLITS = ("train", "test")
 WHOLE_SCENES = True
-PUBLISHED: dict[str, dict[str, int]] = {}
 
 
 def read(root: Path, split: str) -> Rows:

@@ -10,14 +10,16 @@ unpacked to (`Emotion_labels/Emotion`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlmface import facs
+from vlmface.data.folds import subject_fold
 from vlmface.data.published import published_counts
-from vlmface.data.rows import Rows, action_units, emotions, json_meta, require_path, subject_fold
+from vlmface.data.rows import Rows, action_units, emotions, json_meta, require_path
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
@@ -35,26 +37,11 @@ PUBLISHED = published_counts(
 CODED = (1, 2, *range(4, 8), *range(9, 19), 20, 21, *range(23, 30), 31, 34, 38, 39, 43)
 
 
-def read(
-    root: Path,
-    split: str,
-    *,
-    classes: int = 7,
-    frames: str = "peak",
-    aus: bool = True,
-    unlabelled: bool = False,
-    fold: int = 1,
-    folds: int = 10,
-) -> Rows:
-    """AUs were coded at the peak: other frames have none.
-
-    The set has no split of its own. "train" and "test" are those of `fold` of `folds`: subjects,
-    sorted, are dealt out in turn (for 10 folds, the protocol of Liu et al., FG 2013, and most that
-    followed). Report the mean over all folds. "all" is every row.
+@dataclass(frozen=True)
+class Options:
+    """Options of CK+.
 
     Args:
-        root: as above.
-        split: one of SPLITS.
         classes: 7 (anger, contempt, disgust, fear, happiness, sadness, surprise), or 8: also the
             first frame of each labelled sequence, as neutral.
         frames: "peak", or "last3": the last three frames under the label of the sequence.
@@ -63,13 +50,32 @@ def read(
         fold: 1 to `folds`.
         folds: number of folds.
     """
-    if classes not in (7, 8) or frames not in ("peak", "last3"):
-        raise UserError(
-            f"classes={classes!r}, frames={frames!r}: CK+ has 7 or 8 classes, 'peak' or 'last3'"
-        )
+
+    classes: int = 7
+    frames: str = "peak"
+    aus: bool = True
+    unlabelled: bool = False
+    fold: int = 1
+    folds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.classes not in (7, 8) or self.frames not in ("peak", "last3"):
+            raise UserError(
+                f"classes={self.classes!r}, frames={self.frames!r}: CK+ has 7 or 8 classes, "
+                "'peak' or 'last3'"
+            )
+
+
+def read(root: Path, split: str, options: Options) -> Rows:
+    """AUs were coded at the peak: other frames have none.
+
+    The set has no split of its own. "train" and "test" are those of `fold` of `folds`: subjects,
+    sorted, are dealt out in turn (for 10 folds, the protocol of Liu et al., FG 2013, and most that
+    followed). Report the mean over all folds. "all" is every row.
+    """
     images = _folder(root, "cohn-kanade-images")
     labels = _folder(root, "Emotion")
-    codings = _folder(root, "FACS") if aus else None
+    codings = _folder(root, "FACS") if options.aus else None
     columns: dict[str, Any] = {"id": [], "image": [], "subject": [], "emotion": []}
     coded: list[Path | None] = []
     skipped: dict[str, list[str]] = {}
@@ -78,36 +84,36 @@ def read(
         stems = sorted(path.stem for path in sequence.glob("S*.png"))
         label = next((labels / folder).glob("S*_emotion.txt"), None)
         coding = codings and next((codings / folder).glob("S*_facs.txt"), None)
-        if not stems or (label is None and not unlabelled):
+        if not stems or (label is None and not options.unlabelled):
             reason = "no emotion label" if stems else "no frames"
             skipped.setdefault(reason, []).append(str(folder))
             continue
         labelled = label or coding
         peak = labelled.stem.rpartition("_")[0] if labelled else stems[-1]
-        for stem, word in _choose_frames(stems, peak, label, classes, frames):
+        for stem, word in _choose_frames(stems, peak, label, options):
             columns["id"].append(f"ckplus-{stem}")
             columns["image"].append(str(sequence / f"{stem}.png"))
             columns["subject"].append(folder.parts[0])
             columns["emotion"].append(word)
             coded.append(coding if stem == peak else None)
-    if aus:
+    if options.aus:
         columns |= _action_units(coded)
     all_rows = Rows(columns, skipped)
     if split == "all":
         return all_rows
-    tested = subject_fold(columns["subject"], fold, folds)
+    tested = subject_fold(columns["subject"], options.fold, options.folds)
     return all_rows.take(tested if split == "test" else ~tested)
 
 
 def _choose_frames(
-    stems: list[str], peak: str, label: Path | None, classes: int, frames: str
+    stems: list[str], peak: str, label: Path | None, options: Options
 ) -> list[tuple[str, str | None]]:
-    """(stem, emotion) of each frame of a sequence that becomes a row; see `read`."""
+    """(stem, emotion) of each frame of a sequence that becomes a row; see `Options`."""
     before = [stem for stem in stems if stem < peak]
     emotion = _emotion(label) if label else None
-    selection = [(stem, emotion) for stem in (before[-2:] if frames == "last3" else [])]
+    selection = [(stem, emotion) for stem in (before[-2:] if options.frames == "last3" else [])]
     selection.append((peak, emotion))
-    if classes == 8 and label and before:
+    if options.classes == 8 and label and before:
         return [(stems[0], "neutral"), *(pair for pair in selection if pair[0] != stems[0])]
     return selection
 

@@ -11,25 +11,20 @@ all frame 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vlmface.data.rows import (
-    Rows,
-    action_units,
-    frames_by_number,
-    people_of_split,
-    read_csv,
-    require_path,
-)
+from vlmface.data.folds import people_of_split
+from vlmface.data.rows import Rows, action_units, frames_by_number, read_csv, require_path
 from vlmface.errors import UserError
 
 TITLE = "DISFA"
 HOME = "http://mohammadmahoor.com/disfa/"
 LICENCE = "non-commercial research, agreement with the owners"
 SPLITS = ("train", "test")  # of a fold: 18 people train, 9 test
-PUBLISHED: dict[str, dict[str, int]] = {}
 AUS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
 BENCHMARK = (1, 2, 4, 6, 9, 12, 25, 26)
 # The three parts of ME-GraphAU (Luo et al., IJCAI 2022; tool/DISFA_image_label_process.py). Its
@@ -41,22 +36,11 @@ PARTS = (
 )
 
 
-def read(
-    root: Path,
-    split: str,
-    *,
-    fold: int = 1,
-    aus: int = 8,
-    threshold: int = 2,
-    frames_dir: str = "Images",
-    camera: str = "left",
-    first_frame: int | None = None,
-) -> Rows:
-    """The coded frames of the people of a fold, with the intensities of their AUs.
+@dataclass(frozen=True)
+class Options:
+    """Options of DISFA.
 
     Args:
-        root: as above.
-        split: one of SPLITS.
         fold: 1 to 3.
         aus: 8 (the benchmark) or 12 (all that are coded).
         threshold: the least intensity of an AU that is present.
@@ -65,25 +49,33 @@ def read(
         first_frame: the number in the name of the first frame, which the labels call 1; by default
             0 if any person has a frame 0, else 1.
     """
-    if fold not in (1, 2, 3) or aus not in (8, 12) or threshold not in (1, 2, 3, 4, 5):
-        raise UserError(
-            f"fold={fold}, aus={aus}, threshold={threshold}: DISFA has folds 1 to 3, 8 or "
-            "12 AUs and intensities 1 to 5"
-        )
-    numbers = BENCHMARK if aus == 8 else AUS
-    people = people_of_split(PARTS, fold, split)
-    folder = require_path(root / frames_dir, "the folders of extracted frames (see frames_dir)")
-    images = {person: frames_by_number(_folder(folder, person, camera)) for person in people}
-    if first_frame is None:
-        first_frame = 0 if any(0 in frames for frames in images.values()) else 1
 
+    fold: int = 1
+    aus: int = 8
+    threshold: int = 2
+    frames_dir: str = "Images"
+    camera: str = "left"
+    first_frame: int | None = None
+
+    def __post_init__(self) -> None:
+        fold, aus, threshold = self.fold, self.aus, self.threshold
+        if fold not in (1, 2, 3) or aus not in (8, 12) or threshold not in (1, 2, 3, 4, 5):
+            raise UserError(
+                f"fold={fold}, aus={aus}, threshold={threshold}: DISFA has folds 1 to 3, 8 or "
+                "12 AUs and intensities 1 to 5"
+            )
+
+
+def read(root: Path, split: str, options: Options) -> Rows:
+    """The coded frames of the people of a fold, with the intensities of their AUs."""
+    numbers = BENCHMARK if options.aus == 8 else AUS
+    people = people_of_split(PARTS, options.fold, split)
+    images = _images_by_frame(root, people, options)
     ids, paths, subjects, codes = [], [], [], []
     lacking, unlabelled = [], []
     for person in people:
         frames, labels = _labels(root / "ActionUnit_Labels" / person, person, numbers)
-        images_by_frame = {
-            number + 1 - first_frame: path for number, path in images[person].items()
-        }
+        images_by_frame = images[person]
         has_image = np.array([frame in images_by_frame for frame in frames], bool)
         unlabelled += [
             images_by_frame[frame] for frame in sorted(set(images_by_frame) - set(frames))
@@ -99,10 +91,29 @@ def read(
         "id": ids,
         "image": paths,
         "subject": subjects,
-        "aus": action_units(numbers, grid >= threshold, grid, grid >= 0),
+        "aus": action_units(numbers, grid >= options.threshold, grid, grid >= 0),
     }
     skipped = {"frame that was not extracted": lacking, "frame without a label": unlabelled}
     return Rows(columns, {reason: rows for reason, rows in skipped.items() if rows})
+
+
+def _images_by_frame(
+    root: Path, people: Sequence[str], options: Options
+) -> dict[str, dict[int, str]]:
+    """{person: {frame as the labels count it, from 1: image}}."""
+    folder = require_path(
+        root / options.frames_dir, "the folders of extracted frames (see frames_dir)"
+    )
+    images = {
+        person: frames_by_number(_folder(folder, person, options.camera)) for person in people
+    }
+    first = options.first_frame
+    if first is None:
+        first = 0 if any(0 in frames for frames in images.values()) else 1
+    return {
+        person: {number + 1 - first: path for number, path in frames.items()}
+        for person, frames in images.items()
+    }
 
 
 def _folder(frames: Path, person: str, camera: str) -> Path:

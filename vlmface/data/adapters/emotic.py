@@ -27,11 +27,12 @@ HOME = "https://s3.sunai.uoc.edu/emotic/index.html"
 LICENCE = "non-commercial research, agreement with the owners"
 SPLITS = ("train", "validation", "test")
 WHOLE_SCENES = True
-PUBLISHED: dict[str, dict[str, int]] = {}
 COLUMNS = ("Folder", "Filename", "BBox", "Categorical_Labels", "Continuous_Labels", "Gender", "Age")
 
 
 class Person(NamedTuple):
+    """A line of an annotation file."""
+
     folder: str
     file: str
     box: list[float]

@@ -13,12 +13,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmface.data.rows import Rows, action_units, random_split, read_csv, require_path
+from vlmface.data.folds import random_split
+from vlmface.data.rows import Rows, action_units, read_csv, require_path
 from vlmface.data.text_files import match_name
 from vlmface.errors import UserError
 
@@ -29,33 +31,33 @@ TITLE = "EmotioNet"
 HOME = "https://cbcsl.ece.ohio-state.edu/EmotionNetChallenge/"
 LICENCE = "non-commercial research, agreement with the owners"
 SPLITS = ("train", "test")  # ours: see random_split
-PUBLISHED: dict[str, dict[str, int]] = {}
 AUS = (1, 2, 4, 5, 6, 9, 12, 17, 20, 25, 26, 43)
 UNIT = re.compile(r"AU ?0?(\d+)", re.IGNORECASE)
 
 
-def read(
-    root: Path,
-    split: str,
-    *,
-    labels: str | None = None,
-    images: str = "images",
-    aus: Sequence[int] = AUS,
-    unknown: int = 999,
-    test_list: str | None = None,
-) -> Rows:
-    """The images of the list that were downloaded.
+@dataclass(frozen=True)
+class Options:
+    """Options of EmotioNet.
 
     Args:
-        root: as above.
-        split: one of SPLITS.
         labels: the list's name (default: the only csv file in the root).
         images: the folder below which the images are.
         aus: the AUs to read, by default the challenge's twelve.
         unknown: the code of an AU that was not annotated.
         test_list: a file that names the test images; by default a fifth is drawn.
     """
-    path = _list(root, labels)
+
+    labels: str | None = None
+    images: str = "images"
+    aus: Sequence[int] = AUS
+    unknown: int = 999
+    test_list: str | None = None
+
+
+def read(root: Path, split: str, options: Options) -> Rows:
+    """The images of the list that were downloaded."""
+    aus, unknown = options.aus, options.unknown
+    path = _list(root, options.labels)
     table = read_csv(path)
     header = [name.strip(" '\"") for name in table.column_names]
     units = {int(m[1]): i for i, name in enumerate(header) if (m := UNIT.fullmatch(name))}
@@ -77,7 +79,7 @@ def read(
             f"{stems[row]} has the code {codes[row, column]:g} for AU{aus[column]}, expected 0, 1 "
             f"or {unknown} for unknown (see unknown)"
         )
-    folder = require_path(root / images, "the downloaded images (see images)")
+    folder = require_path(root / options.images, "the downloaded images (see images)")
     images_by_stem = {
         Path(name).stem: os.path.join(directory, name)
         for directory, _, names in os.walk(folder)
@@ -92,7 +94,7 @@ def read(
         },
         {"line without a URL": nameless} if nameless else {},
     )
-    return rows.take(random_split(stems, split, test_list))
+    return rows.take(random_split(stems, split, options.test_list))
 
 
 def _list(root: Path, labels: str | None) -> Path:

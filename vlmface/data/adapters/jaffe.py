@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vlmface.data.rows import Rows, subject_fold
+from vlmface.data.folds import subject_fold
+from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 from vlmface.utils.images import SUFFIXES
 

@@ -12,6 +12,7 @@ forms are those of `vlmface.data.conversations`.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +34,14 @@ TITLE = "conversations about pictures (LLaVA, ShareGPT, OpenAI, ms-swift)"
 HOME = "https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md"
 LICENCE = "that of your data"
 SPLITS = ("train", "validation", "test")
-PUBLISHED: dict[str, dict[str, int]] = {}
 ENDINGS = (".jsonl", ".json")
 
 
-def read(
-    root: Path,
-    split: str,
-    *,
-    images: str | None = None,
-    turns: str = "first",
-    label: str | None = None,
-    file_split: str = "train",
-    rationale_source: str = "teacher",
-    rationale_saw_label: bool = True,
-) -> Rows:
-    """With `turns` "first" and "all" the answer is the rationale, without <think> and <answer>
-    tags, the question is `meta["prompt"]`, and a record needs exactly one picture. With
-    "conversation" a row is a whole record: `meta["messages"]` holds it, several pictures are its
-    `frames`, and fine-tuning trains on every answer instead of the recipe's prompt. No label is
-    read out of the text. `subject` is the first picture's path, so that `hold_out` keeps all rows
-    of one picture on one side. Other records are skipped.
+@dataclass(frozen=True)
+class Options:
+    """Options of a file of conversations.
 
     Args:
-        root: the folder of train.json and its like, or one file.
-        split: one of SPLITS.
         images: the folder that `image` starts from (default: the file's).
         turns: "first" makes one row of a record, its first question and answer, and counts the
             later turns in `skipped`: they may depend on earlier turns. "all" makes a row of each
@@ -67,20 +51,45 @@ def read(
         rationale_source: who wrote the answers: "teacher", "human" or "rules".
         rationale_saw_label: whether the writer was given the labels.
     """
-    check_choice("turns", turns, ("first", "all", "conversation"))
-    check_choice("file_split", file_split, SPLITS)
-    check_choice(
-        "rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"]
+
+    images: str | None = None
+    turns: str = "first"
+    label: str | None = None
+    file_split: str = "train"
+    rationale_source: str = "teacher"
+    rationale_saw_label: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("turns", self.turns, ("first", "all", "conversation"))
+        check_choice("file_split", self.file_split, SPLITS)
+        check_choice(
+            "rationale_source",
+            self.rationale_source,
+            [source for source in RATIONALE_SOURCES if source != "none"],
+        )
+
+
+def read(root: Path, split: str, options: Options) -> Rows:
+    """With `turns` "first" and "all" the answer is the rationale, without <think> and <answer>
+    tags, the question is `meta["prompt"]`, and a record needs exactly one picture. With
+    "conversation" a row is a whole record: `meta["messages"]` holds it, several pictures are its
+    `frames`, and fine-tuning trains on every answer instead of the recipe's prompt. No label is
+    read out of the text. `subject` is the first picture's path, so that `hold_out` keeps all rows
+    of one picture on one side. Other records are skipped.
+    """
+    path = _file(root, split, options.file_split)
+    folder = folder_of_images(options.images, path.parent)
+    if options.turns == "conversation":
+        return _conversations(path, folder, options.label)
+    columns, texts, skipped = _turns(
+        path, folder, first_only=options.turns == "first", label=options.label
     )
-    path = _file(root, split, file_split)
-    folder = folder_of_images(images, path.parent)
-    if turns == "conversation":
-        return _conversations(path, folder, label)
-    columns, texts, skipped = _turns(path, folder, first_only=turns == "first", label=label)
     written = np.array([text is not None for text in columns["rationale"]], bool)
     provenance = {
-        "rationale_source": [rationale_source if rationale else "none" for rationale in written],
-        "rationale_saw_label": written & bool(rationale_saw_label),
+        "rationale_source": [
+            options.rationale_source if rationale else "none" for rationale in written
+        ],
+        "rationale_saw_label": written & bool(options.rationale_saw_label),
         "meta": json_meta(len(written), **texts),
     }
     return Rows(columns | provenance, skipped)

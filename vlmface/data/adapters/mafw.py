@@ -9,6 +9,7 @@ Its label files hold words. Re-users have put numbers in their place, in two ord
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlmface import label_spaces
@@ -35,22 +36,11 @@ LISTS = ("Train & Test Set/single/no_caption", "split/single/no_caption", "singl
 CLIPS = ("data/faces", "data/frames", "faces", "frames", "data/clips", "clips")
 
 
-def read(
-    root: Path,
-    split: str,
-    *,
-    fold: int = 1,
-    num_frames: Count = FRAMES,
-    clips: str | None = None,
-    order: str = "anger",
-    first: int = 0,
-) -> Rows:
-    """`context` holds one of the eleven words (label space mafw11); `emotion` is null for anxiety,
-    helplessness and disappointment.
+@dataclass(frozen=True)
+class Options:
+    """Options of MAFW.
 
     Args:
-        root: as above.
-        split: one of SPLITS.
         fold: 1 to 5.
         num_frames: of each clip.
         clips: the folder of the clips' frames, under the root; by default the first of CLIPS that
@@ -59,27 +49,42 @@ def read(
             counts) or "happiness" (happiness, sadness, neutral, anger ... as DFER-CLIP counts).
         first: the number of the first word of `order`.
     """
-    if fold not in range(1, FOLDS + 1):
-        raise UserError(f"fold={fold!r}: MAFW has folds 1 to {FOLDS}")
-    if order not in label_spaces.MAFW_ORDERS:
-        raise UserError(f"order={order!r}: use one of {', '.join(label_spaces.MAFW_ORDERS)}")
+
+    fold: int = 1
+    num_frames: Count = FRAMES
+    clips: str | None = None
+    order: str = "anger"
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if self.fold not in range(1, FOLDS + 1):
+            raise UserError(f"fold={self.fold!r}: MAFW has folds 1 to {FOLDS}")
+        if self.order not in label_spaces.MAFW_ORDERS:
+            orders = ", ".join(label_spaces.MAFW_ORDERS)
+            raise UserError(f"order={self.order!r}: use one of {orders}")
+
+
+def read(root: Path, split: str, options: Options) -> Rows:
+    """`context` holds one of the eleven words (label space mafw11); `emotion` is null for anxiety,
+    helplessness and disappointment.
+    """
     lists = first_existing(root, LISTS, "MAFW's lists of single labels")
-    listing = first_existing(lists, [f"set_{fold}/{split}.txt"], "MAFW's labels")
+    listing = first_existing(lists, [f"set_{options.fold}/{split}.txt"], "MAFW's labels")
     lines, skipped = read_list(listing, lambda line: line.rsplit(None, 1), 2)
     names = [Path(name).stem for name, _ in lines]
-    labels = _labels([label for _, label in lines], order, first)
-    folder = frames_root(root, CLIPS, clips)
+    labels = _labels([label for _, label in lines], options)
+    folder = frames_root(root, CLIPS, options.clips)
     columns = {
         "id": [f"mafw-{name}" for name in names],
         "emotion": [label if label in label_spaces.EMOTIONS else None for label in labels],
         "context": [[label] for label in labels],
     }
-    return with_frames(columns, [folder / name for name in names], num_frames, skipped)
+    return with_frames(columns, [folder / name for name in names], options.num_frames, skipped)
 
 
-def _labels(texts: list[str], order: str, first: int) -> list[str | None]:
+def _labels(texts: list[str], options: Options) -> list[str | None]:
     """Words as they are, numbers as words."""
-    labels = label_spaces.MAFW_ORDERS[order]
+    labels, first = label_spaces.MAFW_ORDERS[options.order], options.first
     numbered = {str(first + i): label for i, label in enumerate(labels)}
     if any(text.isdigit() for text in texts):
         for text in texts:

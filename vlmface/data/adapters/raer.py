@@ -27,7 +27,6 @@ HOME = "https://github.com/zgsfer/CLIP-CAER"
 LICENCE = "non-commercial research"
 SPLITS = ("train", "validation", "test")
 WHOLE_SCENES = True
-PUBLISHED: dict[str, dict[str, int]] = {}
 LISTS = {"train": "train_80.txt", "validation": "val_20.txt", "test": "test.txt"}
 FACES, BODIES = "bounding_box/face.json", "bounding_box/body.json"
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vlmface import facs
-from vlmface.data.rows import Rows, action_units, json_meta, random_split, require_path
+from vlmface.data.folds import random_split
+from vlmface.data.rows import Rows, action_units, json_meta, require_path
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
@@ -25,31 +27,31 @@ TITLE = "RAF-AU"
 HOME = "http://www.whdeng.cn/RAF/model3.html"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test")  # ours: see random_split
-PUBLISHED: dict[str, dict[str, int]] = {}
 CODE = re.compile(r"(L|R|T|B|AD)?(\d{1,2})", re.IGNORECASE)
 
 
-def read(
-    root: Path,
-    split: str,
-    *,
-    images: str = "aligned",
-    aus: Sequence[int] | None = None,
-    null: str = "absent",
-    one_sided: bool = True,
-    test_list: str | None = None,
-) -> Rows:
-    """The codes as they were written are in `meta`.
+@dataclass(frozen=True)
+class Options:
+    """Options of RAF-AU.
 
     Args:
-        root: as above.
-        split: one of SPLITS.
         images: "aligned" or "original".
         aus: the AUs that count as annotated in every image, by default all that the list mentions.
         null: what that word means: "absent" (no AU was seen) or "unannotated".
         one_sided: L12 or R12 count as AU12; if not, such an AU is not annotated in that image.
         test_list: a file that names the test images; by default a fifth is drawn.
     """
+
+    images: str = "aligned"
+    aus: Sequence[int] | None = None
+    null: str = "absent"
+    one_sided: bool = True
+    test_list: str | None = None
+
+
+def read(root: Path, split: str, options: Options) -> Rows:
+    """The codes as they were written are in `meta`."""
+    images, null = options.images, options.null
     if images not in ("aligned", "original"):
         raise UserError(f"images={images!r}: RAF-AU has 'aligned' and 'original'")
     if null not in ("absent", "unannotated"):
@@ -58,7 +60,7 @@ def read(
         require_path(root / "RAFAU_label.txt", "RAF-AU's list of codes")
     )
     mentioned = sorted({au for row in codes for _, au in row or ()})
-    numbers = tuple(mentioned if aus is None else aus)
+    numbers = tuple(mentioned if options.aus is None else options.aus)
     column_of = {au: column for column, au in enumerate(numbers)}
     present = np.zeros((len(stems), len(numbers)), bool)
     annotated = np.ones(present.shape, bool)
@@ -68,7 +70,7 @@ def read(
         both = {au for side, au in parsed if side not in ("L", "R")}
         for _, au in parsed:
             if au in column_of:
-                present[row, column_of[au]] = one_sided or au in both
+                present[row, column_of[au]] = options.one_sided or au in both
                 annotated[row, column_of[au]] = present[row, column_of[au]]
     folder = require_path(root / images, f"RAF-AU's {images} images")
     suffix = "_aligned.jpg" if images == "aligned" else ".jpg"
@@ -82,7 +84,7 @@ def read(
         },
         {"malformed line": malformed} if malformed else {},
     )
-    return rows.take(random_split(stems, split, test_list))
+    return rows.take(random_split(stems, split, options.test_list))
 
 
 def _list(path: Path) -> tuple[list[str], list[list[tuple[str, int]]], list[str]]:

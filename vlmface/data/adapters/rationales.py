@@ -15,7 +15,6 @@ HOME = "docs/rationales.md"
 LICENCE = "that of the data set which the faces are from: README.md in the build's folder"
 SPLITS = ("train", "validation", "test")
 NEEDS_ROOT = False  # `folder` will do
-PUBLISHED: dict[str, dict[str, int]] = {}
 
 
 def read(root: Path | None, split: str, *, folder: str | None = None) -> datasets.Dataset:

@@ -44,7 +44,6 @@ __all__ = ["SPLITS", "TableOptions", "present_splits", "read"]
 TITLE = "your own table or image folder"
 HOME = "a csv, tsv, json, jsonl, parquet or xlsx file, or a folder of them or of label folders"
 LICENCE = "that of your data"
-PUBLISHED: dict[str, dict[str, int]] = {}
 # Options of label folders; the others are about tables.
 OF_FOLDERS = ("labels", "label_field", "label_space", "file_split")
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmface import label_spaces
-from vlmface.data.rows import Rows, random_split, require_path
+from vlmface.data.folds import random_split
+from vlmface.data.rows import Rows, require_path
 from vlmface.errors import UserError
 from vlmface.utils.images import SUFFIXES
 
@@ -22,7 +23,6 @@ TITLE = "UTKFace"
 HOME = "https://susanqq.github.io/UTKFace/"
 LICENCE = "non-commercial research"
 SPLITS = ("train", "test")  # ours: see random_split
-PUBLISHED: dict[str, dict[str, int]] = {}
 GENDERS = ("male", "female")
 RACES = label_spaces.space("race5").labels  # in the order of its codes
 

@@ -77,15 +77,20 @@ def matching_columns(table: Table, patterns: str | Sequence[str], option: str) -
     Raises:
         UserError: there is none.
     """
-    lowered = [p.lower() for p in ([patterns] if isinstance(patterns, str) else map(str, patterns))]
-    names = [c for c in table.columns if any(c.lower() == p or _fits(c, p) for p in lowered)]
+    names = columns_like(table, patterns)
     if not names:
         raise UserError(f"{option}={patterns!r} fits no column of {table.path}: {table.names()}")
     return names
 
 
-def _fits(column: str, pattern: str) -> bool:
-    return fnmatchcase(column.lower(), pattern)
+def columns_like(table: Table, patterns: str | Sequence[str]) -> list[str]:
+    """The columns whose names fit a pattern or one of a list, in any letter case."""
+    lowered = [p.lower() for p in ([patterns] if isinstance(patterns, str) else map(str, patterns))]
+
+    def fits(name: str) -> bool:
+        return any(name == pattern or fnmatchcase(name, pattern) for pattern in lowered)
+
+    return [column for column in table.columns if fits(column.lower())]
 
 
 def warn_of_no_label(table: Table, source: Source, options: TableOptions) -> None:

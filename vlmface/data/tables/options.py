@@ -141,7 +141,7 @@ class TableOptions:
         if self.au_threshold is not None and not 0 < self.au_threshold <= top:
             kind = "a probability" if top == 1 else "an intensity"
             raise UserError(f"au_threshold={self.au_threshold!r}: give {kind} above 0, up to {top}")
-        if self.au_intensities is not None and self.au_values != "presence":
+        if self.au_intensities is not None and (self.au_values != "presence" or self.aus is None):
             raise UserError(
                 "au_intensities= is for columns next to those of presence: set aus= to the columns "
                 "of presence, or leave au_intensities out"

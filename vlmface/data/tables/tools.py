@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlmface.data.tables.cells import numbers, texts
+from vlmface.data.tables.columns import columns_like
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.table import Table
 
@@ -38,6 +39,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "libreface": {"aus": ["au_[0-9]", "au_[0-9][0-9]"], "au_intensities": "au_*_intensity"},
 }
 OF_UNITS = ("aus", "au_values", "au_intensities")
+OF_COLUMNS = ("aus", "au_intensities", "votes")
 DEFAULT = {field.name: field.default for field in dataclasses.fields(TableOptions)}
 LOST = {
     "openface": "OpenFace did not find the face (success is 0)",
@@ -61,7 +63,14 @@ def with_usual_options(options: TableOptions, table: Table) -> TableOptions:
     changes = dict(USUAL[options.tool])
     if any(option in changes for option in OF_UNITS if getattr(options, option) != DEFAULT[option]):
         changes = {o: value for o, value in changes.items() if o not in OF_UNITS}
-    changes = {o: value for o, value in changes.items() if getattr(options, o) == DEFAULT[o]}
+    changes = {
+        option: value
+        for option, value in changes.items()
+        if getattr(options, option) == DEFAULT[option]
+        and (option not in OF_COLUMNS or columns_like(table, value))
+    }
+    if "au_intensities" in changes and "aus" not in changes:
+        changes |= {"aus": changes.pop("au_intensities"), "au_values": "intensity"}
     return dataclasses.replace(options, columns=columns | dict(options.columns or {}), **changes)
 
 
@@ -72,7 +81,8 @@ def lost_rows(table: Table, rows: np.ndarray, options: TableOptions) -> tuple[st
     success, confidence, score, expression = (
         table.find(name) for name in ("success", "confidence", "FaceScore", "facial_expression")
     )
-    if tool in (None, "openface") and success and confidence and options.aus is not None:
+    of_openface = tool == "openface" or (tool is None and confidence and options.aus is not None)
+    if of_openface and success:
         return LOST["openface"], numbers(table, success, rows, options.decimal) == 0
     if tool == "pyfeat" and score:
         return LOST[tool], np.isnan(numbers(table, score, rows, options.decimal))

@@ -63,6 +63,7 @@ class RequestError(Exception):
 
     @property
     def headers(self) -> Mapping[str, str]:
+        """The headers of the response."""
         headers = {}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)

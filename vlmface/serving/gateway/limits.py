@@ -121,6 +121,7 @@ class InFlightLimits:
 
     @property
     def idle(self) -> bool:
+        """Whether nothing is in flight."""
         return not any(self.in_flight.values())
 
     @contextlib.contextmanager
@@ -150,6 +151,7 @@ class InFlightLimits:
 
 
 def busy_error() -> RequestError:
+    """The error for a request beyond a limit."""
     return RequestError(
         "busy", "too many requests are in flight: retry later", retry_after_s=RETRY_AFTER_S
     )

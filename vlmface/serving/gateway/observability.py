@@ -49,6 +49,7 @@ class RequestRecord:
 
     @property
     def latency_s(self) -> float:
+        """Seconds since the request arrived."""
         return round(time.perf_counter() - self.start_time, 4)
 
 
@@ -80,6 +81,7 @@ class Metrics:
         return kind(f"vlmface_gateway_{name}", text, labels, registry=self.registry, **options)
 
     def count(self, record: RequestRecord) -> None:
+        """Count an answered request."""
         self.requests.labels(record.route, str(record.status)).inc()
         self.seconds.labels(record.route).observe(record.latency_s)
         self.faces.inc(record.faces)
@@ -220,4 +222,6 @@ def log_to_stderr() -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
+    # Its warnings quote what clients sent.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     LOGGER.setLevel(logging.INFO)

@@ -9,10 +9,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
-from python_multipart.multipart import parse_options_header
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from vlmface.serving.gateway.http_errors import RequestError
@@ -167,27 +168,66 @@ def _parse_form(body: bytes, boundary: bytes) -> AnalyzeRequest:
 
 
 def _split_parts(body: bytes, boundary: bytes) -> list[Part]:
-    """The parts of a form (RFC 7578). Not Starlette's parser, which writes large files to disk and
-    takes long over hostile headers."""
+    """The parts of a form (RFC 7578), in memory. Not `Request.form`, which writes large files to
+    disk."""
     if not 1 <= len(boundary) <= 70:
         raise RequestError("malformed", "Content-Type has no boundary of 1 to 70 characters")
-    _, *pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, MAX_PARTS)
-    parts: list[Part] = []
-    for piece in pieces:
-        if piece.startswith(b"--"):
-            return parts
-        header, blank_line, content = piece.partition(b"\r\n\r\n")
-        if not blank_line or len(header) > MAX_PART_HEADER_BYTES:
-            break
-        parts.append(_parse_part(header, content))
-    raise RequestError("malformed", f"the form is damaged, cut off, or has over {MAX_PARTS} parts")
+    collector = _PartCollector()
+    try:
+        parser = MultipartParser(
+            boundary, cast(Any, collector.callbacks()), max_header_size=MAX_PART_HEADER_BYTES
+        )
+        parser.write(body)
+        parser.finalize()
+    except MultipartParseError:
+        collector.is_complete = False
+    if not collector.is_complete:
+        raise RequestError(
+            "malformed", f"the form is damaged, cut off, or has over {MAX_PARTS} parts"
+        )
+    return [_parse_part(headers, bytes(content)) for headers, content in collector.parts]
 
 
-def _parse_part(header: bytes, content: bytes) -> Part:
-    headers = dict(
-        (name.strip().lower(), value.strip())
-        for name, _, value in (line.partition(b":") for line in header.split(b"\r\n"))
-    )
+class _PartCollector:
+    """What the parser's callbacks collect.
+
+    Attributes:
+        parts: (headers, content) of each part.
+        is_complete: Whether the form ended with its last boundary.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[dict[bytes, bytes], bytearray]] = []
+        self.is_complete = False
+        self._name, self._value = bytearray(), bytearray()
+
+    def callbacks(self) -> dict[str, Any]:
+        return {
+            "on_part_begin": self._begin_part,
+            "on_part_data": self._add_data,
+            "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_end": self._end,
+        }
+
+    def _begin_part(self) -> None:
+        if len(self.parts) == MAX_PARTS:
+            raise MultipartParseError("too many parts")
+        self.parts.append(({}, bytearray()))
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1][1].extend(data[start:end])
+
+    def _end_header(self) -> None:
+        self.parts[-1][0][bytes(self._name).strip().lower()] = bytes(self._value).strip()
+        self._name, self._value = bytearray(), bytearray()
+
+    def _end(self) -> None:
+        self.is_complete = True
+
+
+def _parse_part(headers: Mapping[bytes, bytes], content: bytes) -> Part:
     disposition, options = parse_options_header(headers.get(b"content-disposition"))
     if disposition != b"form-data" or b"name" not in options:
         raise RequestError("malformed", "a part of the form has no name")

@@ -44,12 +44,16 @@ class JsonBody(FormBody):
 
 
 class ActionUnit(BaseModel):
+    """An action unit that the model named."""
+
     au: int
     name: str
     region: str
 
 
 class Answer(BaseModel):
+    """The answer to one prompt."""
+
     prompt: str = Field(description="the prompt's id")
     label: str | None = Field(description="null: no valid answer")
     probabilities: dict[str, float] | None = Field(description="null: not available")
@@ -78,6 +82,8 @@ class Face(BaseModel):
 
 
 class AnalyzeResponse(BaseModel):
+    """The response of /v1/analyze."""
+
     request_id: str
     width: int = Field(description="of the upright picture, in pixels")
     height: int
@@ -88,12 +94,16 @@ class AnalyzeResponse(BaseModel):
 
 
 class Health(BaseModel):
+    """The response of /healthz."""
+
     status: Literal["ready", "draining"]
     model: str
     tasks: list[str]
 
 
 class ErrorBody(BaseModel):
+    """The body of an error."""
+
     request_id: str
     reason: str = Field(description="a code for programs")
     message: str = Field(description="cause and fix, for people")

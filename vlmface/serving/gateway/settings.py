@@ -50,10 +50,12 @@ class Settings(Checked):
 
     @property
     def max_bytes(self) -> int:
+        """Bytes of a body."""
         return int(self.max_mb * 1_000_000)
 
     @property
     def max_pixels(self) -> int:
+        """Pixels of a picture."""
         return int(self.max_megapixels * 1_000_000)
 
     @property

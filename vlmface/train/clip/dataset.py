@@ -13,34 +13,41 @@ from vlmface.data.row_images import image_refs, open_row_image
 from vlmface.errors import UserError
 from vlmface.label_texts import LabelTexts
 from vlmface.schema import FaceSample
+from vlmface.train import task_sampling
 
 if TYPE_CHECKING:
     import datasets
 
 
 def select_labelled(
-    rows: datasets.Dataset, texts: LabelTexts
+    rows: datasets.Dataset, texts: LabelTexts, soft: bool = False
 ) -> tuple[datasets.Dataset, torch.Tensor, torch.Tensor, dict[str, int]]:
     """(rows that have a label, their targets, their valence and arousal, left out by reason).
 
-    Targets are label numbers (n,), or 0 and 1 for each label (n, labels) where the texts allow
-    several. Valence and arousal (n, 2) are NaN where not annotated. Raises UserError if no row has
-    a label of the space.
+    Targets are label numbers (n,); 0 and 1 for each label (n, labels) where the texts allow
+    several; with `soft`, shares of the votes (n, labels), see `task_sampling.row_targets`. Valence
+    and arousal (n, 2) are NaN where not annotated. Raises UserError if no row has a label of the
+    space, or with `soft` none has votes.
     """
     labels = list(texts.space.labels)
-    with_label, targets, affects = [], [], []
+    with_label: list[int] = []
+    targets: list[Any] = []
+    affects: list[list[float]] = []
+    (shares_of_rows,) = task_sampling.row_targets(rows, [texts], soft=soft)
     hidden = [name for name in ("image", "frames", "images") if name in rows.column_names]
     for index, row in enumerate(rows.remove_columns(hidden)):
-        sample = FaceSample.from_row(row)
-        sample_labels = sample.labels(texts.space)
-        if not sample_labels or (len(sample_labels) > 1 and not texts.multi_label):
+        shares = shares_of_rows[index]
+        if not shares:
             continue
+        sample = FaceSample.from_row(row)
         with_label.append(index)
-        targets.append(
-            [float(label in sample_labels) for label in labels]
-            if texts.multi_label
-            else labels.index(sample_labels[0])
-        )
+        if texts.multi_label:
+            present = sample.labels(texts.space)
+            targets.append([float(label in present) for label in labels])
+        elif soft:
+            targets.append([shares.get(label, 0.0) for label in labels])
+        else:
+            targets.append(labels.index(next(iter(shares))))
         affects.append([np.nan if v is None else v for v in (sample.valence, sample.arousal)])
     if not with_label:
         raise UserError(

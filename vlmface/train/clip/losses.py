@@ -13,25 +13,22 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 
+from vlmface.train.label_weights import label_weights as weights_by_label
+
 LDAM_MARGIN = 0.5  # the rarest label's, in units of the logits before their scale
-EFFECTIVE_BETA = 0.999
 
 
-def class_weights(counts: Sequence[int], kind: str) -> torch.Tensor | None:
-    """Weights of the labels, mean 1 over the labels that occur; 0 for those that do not.
-
-    "none": None. "balanced": inverse frequency. "effective": inverse effective number of samples,
-    (1 - beta) / (1 - beta^n), after Cui et al. 2019, arXiv:1901.05555.
-    """
-    if kind == "none":
+def label_weights(counts: Sequence[float], power: float) -> torch.Tensor | None:
+    """`vlmface.train.label_weights` of labels by number; 0 for labels that do not occur. None if
+    `power` is 0."""
+    if not power:
         return None
-    n = torch.tensor(counts, dtype=torch.float64)
-    raw = 1 / n if kind == "balanced" else (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**n)
-    raw = torch.where(n > 0, raw, 0.0)
-    return (raw / raw.sum() * (n > 0).sum()).float()
+    occurring = {str(label): n for label, n in enumerate(counts) if n > 0}
+    weights = weights_by_label(occurring, power)
+    return torch.tensor([weights.get(str(label), 0.0) for label in range(len(counts))])
 
 
-def ldam_margins(counts: Sequence[int]) -> torch.Tensor:
+def ldam_margins(counts: Sequence[float]) -> torch.Tensor:
     """Margins of the labels, proportional to n^(-1/4), the rarest label's LDAM_MARGIN (Cao et al.
     2019, arXiv:1906.07413); 0 for labels that do not occur."""
     n = torch.tensor(counts, dtype=torch.float64)
@@ -48,27 +45,49 @@ def label_loss(
     weights: torch.Tensor | None = None,
     margins: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of scaled `logits` (n, labels) against `targets`: label numbers (n,), or 0 and
-    1 for each label (n, labels) where a picture may have several: the mean over the rows of all
-    processes.
+    """Cross-entropy of labels of which a picture has one: the mean over the rows of all processes.
 
-    `margins` are taken off the true label's logit before the `scale`. `weights` and `smoothing` as
-    in torch's cross-entropy; with several labels, smoothing draws targets towards one half.
+    Args:
+        logits: (n, labels).
+        targets: Label numbers (n,), or probabilities of the labels (n, labels).
+        scale: What the logits are multiplied by.
+        smoothing: As in torch's cross-entropy.
+        weights: (labels,), see `label_weights`.
+        margins: (labels,), subtracted from the true label's logit before the `scale`; for label
+            numbers only.
     """
-    if targets.ndim == 2:
-        goal = targets * (1 - smoothing) + smoothing / 2
-        total = F.binary_cross_entropy_with_logits(
-            logits * scale, goal, pos_weight=weights, reduction="sum"
-        )
-        return total / mean_over_processes(torch.tensor(float(targets.numel())).to(total))
     if margins is not None:
         target_margins = margins.to(logits)[targets]
         logits = logits - F.one_hot(targets, logits.shape[1]) * target_margins[:, None]
     total = F.cross_entropy(
         logits * scale, targets, weight=weights, label_smoothing=smoothing, reduction="sum"
     )
-    rows = torch.tensor(float(len(targets))) if weights is None else weights[targets].sum()
-    return total / mean_over_processes(rows.to(total))
+    return total / mean_over_processes(torch.tensor(float(len(targets))).to(total))
+
+
+def multilabel_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    scale: torch.Tensor | float = 1.0,
+    smoothing: float = 0.0,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Binary cross-entropy of labels of which a picture may have several: the mean over rows and
+    labels of all processes.
+
+    Args:
+        logits: (n, labels).
+        targets: 0 or 1 for each label, (n, labels).
+        scale: What the logits are multiplied by.
+        smoothing: Moves targets towards one half.
+        weights: (labels,) of the labels that are present, see `label_weights`.
+    """
+    goal = targets * (1 - smoothing) + smoothing / 2
+    total = F.binary_cross_entropy_with_logits(
+        logits * scale, goal, pos_weight=weights, reduction="sum"
+    )
+    return total / mean_over_processes(torch.tensor(float(targets.numel())).to(total))
 
 
 def affect_loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor | None:

@@ -13,10 +13,12 @@ from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.train import checks
 from vlmface.train.settings import (
+    BalanceSettings,
     DatasetSettings,
     EvaluationSettings,
     OptimizerSettings,
     RunSettings,
+    VoteSettings,
 )
 from vlmface.utils.ranges import (
     Count,
@@ -122,7 +124,7 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Training, EvaluationSettings):
+class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
     """One run of recipes/clip_finetune.py.
 
     Args:
@@ -141,7 +143,6 @@ class Settings(Training, EvaluationSettings):
         class_specific: each label has contexts of its own
         negative_weight: of the loss on negative texts (FineCLIPER)
         label_smoothing: share of the target that is spread over all labels
-        class_weights: of the loss: none, balanced, or by effective number
         margins: of the logits, larger for rare labels (LDAM)
         wise_ft_alpha: share of the trained weights in the result (WiSE-FT), or auto
         checkpoint_selection: the last epoch, or the best by UAR on held-out rows
@@ -162,7 +163,6 @@ class Settings(Training, EvaluationSettings):
     class_specific: bool = False
     negative_weight: NotNegative = 0.0
     label_smoothing: Annotated[float, Range(min=0, below=1)] = 0.0
-    class_weights: Literal["none", "balanced", "effective"] = "none"
     margins: Literal["none", "ldam"] = "none"
     wise_ft_alpha: Share | Literal["auto"] = 1.0
     checkpoint_selection: Literal["last", "best"] = "last"
@@ -261,6 +261,11 @@ class Settings(Training, EvaluationSettings):
         if texts.multi_label:
             why = f"a picture may have several labels of {texts.space.id}"
             yield Unused("margins", why, ("prompt",))
+            yield Unused("soft_labels", why, ("prompt",))
+        elif self.soft_labels:
+            why = "with soft_labels a picture has no one true label"
+            yield Unused("margins", why, ("soft_labels",))
+        yield from self.unused_balance()
         if self.checkpoint_selection == "last" and self.wise_ft_alpha != "auto":
             why = (
                 "checkpoint_selection is last and wise_ft_alpha is a number, so nothing is chosen "

@@ -16,6 +16,7 @@ from vlmface.clip.classifier import Classifier
 from vlmface.clip.model import Clip
 from vlmface.errors import UserError
 from vlmface.run_dir import read_log
+from vlmface.train import trackers
 from vlmface.train.clip import augment, losses
 from vlmface.train.clip.dataset import ImageDataset, collate, select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet, KeepBest
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     import datasets
 
 _MOMENTUM = 0.9
-KEPT = 2  # checkpoints
 
 
 class ClassifierWithLoss(nn.Module):
@@ -56,13 +56,11 @@ class ClassifierWithLoss(nn.Module):
         super().__init__()
         self.classifier, self.settings = classifier, settings
         self.features: torch.Tensor | None = None
-        multi_label = classifier.texts.multi_label
         labels = len(classifier.texts.space.labels)
-        counts = (
-            targets.sum(0).long() if multi_label else torch.bincount(targets, minlength=labels)
-        ).tolist()
+        is_matrix = targets.ndim == 2  # of several labels, or of probabilities
+        counts = (targets.sum(0) if is_matrix else targets.bincount(minlength=labels)).tolist()
         self.counts = counts
-        weights = losses.class_weights(counts, settings.class_weights)
+        weights = losses.label_weights(counts, settings.label_weight_power)
         margins = losses.ldam_margins(counts) if settings.margins == "ldam" else None
         for name, value in (
             ("targets", targets),
@@ -78,15 +76,16 @@ class ClassifierWithLoss(nn.Module):
         if squares is not None:
             squares = augment.augment_squares(squares, settings.augment)
         out = classifier(squares, features)
-        multi_label = self.targets.ndim == 2
-        loss = losses.label_loss(
-            out["logits"].float(),
-            self.targets[row],
-            scale=classifier.scale.float(),
-            smoothing=settings.label_smoothing,
-            weights=self.weights,
-            margins=None if multi_label else self.margins,
-        )
+        options: dict[str, Any] = {
+            "scale": classifier.scale.float(),
+            "smoothing": settings.label_smoothing,
+            "weights": self.weights,
+        }
+        logits, targets = out["logits"].float(), self.targets[row]
+        if classifier.texts.multi_label:
+            loss = losses.multilabel_loss(logits, targets, **options)
+        else:
+            loss = losses.label_loss(logits, targets, margins=self.margins, **options)
         if "affect" in out:
             error = losses.affect_loss(out["affect"].float(), self.affects[row])
             if error is not None:
@@ -215,7 +214,7 @@ def train(
     Raises:
         UserError: no row has a label, or `held_out` is missing.
     """
-    rows, targets, affects, skipped = select_labelled(rows, classifier.texts)
+    rows, targets, affects, skipped = select_labelled(rows, classifier.texts, settings.soft_labels)
     data: Any = ImageDataset(rows, classifier.clip, settings.cache_gib)
     model = ClassifierWithLoss(classifier, targets, affects, settings)
     if settings.image_tower == "frozen" and settings.augment == "none":
@@ -236,7 +235,7 @@ def train(
     return train_on(model, data, settings, validation) | {
         "n": len(rows),
         "skipped": skipped,
-        "labels": dict(zip(labels, model.counts, strict=True)),
+        "labels": {label: round(n, 3) for label, n in zip(labels, model.counts, strict=True)},
     }
 
 
@@ -293,22 +292,22 @@ def fit(
         logging_steps=settings.logging_steps,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=KEPT,
         logging_nan_inf_filter=False,
         seed=settings.seed,
-        report_to=settings.report_to,
+        **trackers.arguments(settings),
         ddp_timeout=int(distributed.PROCESS_TIMEOUT.total_seconds()),
         label_names=[],
     )
-    trainer = ClipTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        data_collator=collate,
-        callbacks=[JsonlLogger(run_dir / "log.jsonl"), *callbacks],
-        settings=settings,
-    )
-    trainer.train_to_end(run_dir)
+    with trackers.environment(settings):
+        trainer = ClipTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            data_collator=collate,
+            callbacks=[JsonlLogger(run_dir / "log.jsonl"), *callbacks],
+            settings=settings,
+        )
+        trainer.train_to_end(run_dir)
     lines = read_log(run_dir)
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
     return {

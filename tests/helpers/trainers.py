@@ -3,13 +3,14 @@ checkpoint after the second."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import load_script
+
+from helpers.scripts import load_script, to_argv
 
 NAMES = ("sft", "grpo", "clip", "captions")
 SHARED = {
@@ -19,6 +20,14 @@ SHARED = {
     "warmup_steps": 0,
     "logging_steps": 1,
     "save_steps": 2,
+}
+CLIP_RUN: dict[str, Any] = {
+    "n_train": 16,
+    "n_eval": 8,
+    "epochs": 1,
+    "batch_size": 8,
+    "warmup_steps": 0,
+    "checkpoint_selection": "last",
 }
 WORDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": (
@@ -72,9 +81,17 @@ def starter(name: str, base: Path, clip_base: Path) -> Callable[..., int]:
 
     def start(output_dir: Path, *words: str, **changes: Any) -> int:
         values = {**fixed, **model, "output_dir": output_dir, **changes}
-        return main([*(w for k, v in values.items() for w in (f"--{k}", str(v))), *words])
+        return main([*to_argv(values), *words])
 
     return start
+
+
+@contextmanager
+def interrupted(name: str, step: int) -> Iterator[None]:
+    """What the block starts is interrupted in the middle of a training step, as by Ctrl-C."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_in(patch, name, step)
+        yield
 
 
 def stop_in(patch: pytest.MonkeyPatch, name: str, step: int) -> None:
@@ -87,13 +104,3 @@ def stop_in(patch: pytest.MonkeyPatch, name: str, step: int) -> None:
         return original(self, *args, **kwargs)
 
     patch.setattr(trainer_class(name), "training_step", training_step)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """A digest of every file in and below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.is_file()
-        else ""
-        for path in sorted(folder.rglob("*"))
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +24,9 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def corpus() -> list[str]:
+def corpus(turns: str = "USER: User: Assistant: system user") -> list[str]:
     """Texts for the tokenizers: rationales, prompts and the words of the chat templates."""
-    from samples import FACES
-
+    from helpers.samples import FACES
     from vlmface import prompts
     from vlmface.rationale import rules
 
@@ -37,8 +37,47 @@ def corpus() -> list[str]:
         for seed in range(20)
     ]
     for name in ("face_cot", "expllm", "expllm_label"):
-        texts += [str(prompts.load(name).messages()), "USER: User: Assistant: system user"] * 20
+        texts += [str(prompts.load(name).messages()), turns] * 20
     return texts
+
+
+def clip_vision(width: int, layers: int, heads: int, image: int, patch: int = 14) -> Any:
+    """The configuration of a CLIP tower whose MLP is four times as wide."""
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=image,
+        patch_size=patch,
+    )
+
+
+def llava_sizes(
+    image: int, vision: tuple[int, int], language: tuple[int, int, int], patch: int = 14
+) -> dict[str, int]:
+    """Options of `llava.build_tiny`: pixels; (width, layers); (width, layers, width of the MLP)."""
+    names = ("vision_width", "vision_layers", "hidden", "layers", "mlp")
+    sizes = dict(zip(names, (*vision, *language), strict=True))
+    return sizes | {"image_size": image, "patch_size": patch, "max_length": 1024}
+
+
+def build_clip(folder: Path) -> Path:
+    """A random CLIP of open_clip with two layers a tower: 32 x 32 pixels, 24 features."""
+    import open_clip
+
+    from vlmface.clip import model
+
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    shape = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
+    built = model.Clip(open_clip.CLIP(**shape), open_clip.SimpleTokenizer(), config, "small")
+    model.save_clip(built, folder)
+    return folder
 
 
 def processed(

@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 import pytest
+from helpers.samples import picture as picture_of
 from PIL import Image
-from samples import picture as picture_of
 
+from vlmface.data import corruptions as module
+from vlmface.data.corruptions import NAMES, OCCLUSIONS, PARAMETERS, corrupt
 from vlmface.errors import UserError
-from vlmface.evaluate import corrupt as module
-from vlmface.evaluate.corrupt import NAMES, OCCLUSIONS, PARAMETERS, corrupt
 from vlmface.synth import dataset
 from vlmface.synth.render import render
 

@@ -1,6 +1,6 @@
 """Gradients of one step in two processes against those in one, at the same global batch.
 
-    python tests/gradients.py [CASE ...] [--json FILE]
+    python tests/distributed/gradients.py [CASE ...] [--json FILE]
 
 Each case is a recipe with settings. The processes are forked from one that has imported everything
 (see launches.py); they leave as soon as the gradients of the first step are written down, on their
@@ -24,8 +24,11 @@ import launches
 import numpy as np
 import torch
 import transformers
-from launches import ROOT, build_base, launched_environments
+from launches import build_base, launched_environments
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helpers.scripts import ROOT, environment
 
 EACH = 4  # rows of each of two processes
 SHARED = {
@@ -48,7 +51,7 @@ FULL = SFT | {"vision_tower": "full", "projector": "full", "language_model": "fu
 VIEWS = "[{size: 32, margin: 0.1, view: face}, {size: 32, margin: 0.1, view: face_masked}]"
 CLIP = {"augment": "none"}
 CAER = CLIP | {"model": "clip-caer", "checkpoint_selection": "last", "validation_split": None}
-TABLE = CLIP | {"dataset": "table", "dataset_root": "TABLE"}
+TABLE = {"dataset": "table", "dataset_root": "TABLE"}
 GRPO = {
     "init_from": "BASE",
     "prompt": "face_cot",
@@ -67,6 +70,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft_cot full": ("sft_cot", FULL),
     "sft_cot lora": ("sft_cot", LORA),
     "sft_attributes": ("sft_attributes", LORA),
+    "sft weights": (
+        "sft_attributes",
+        FULL | TABLE | {"prompt": "facescan_emotion", "label_weight_power": 1},
+    ),
+    "sft votes": (
+        "sft_attributes",
+        FULL
+        | {
+            "prompt": "facescan_emotion",
+            "dataset_options": "{annotators: 3}",
+            "soft_labels": "true",
+            "label_weight_power": 0.5,
+        },
+    ),
+    "sft augmented": (
+        "sft_cot",
+        FULL | {"corruption_share": 0.8, "corruptions": "[noise, hand]", "augment": "flip"},
+    ),
     "context_vlm": ("context_emotion", FULL | {"views": VIEWS}),
     "context_clip": ("context_emotion", CAER),
     "context_clip full": (
@@ -91,16 +112,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "checkpoint_selection": "last",
         },
     ),
-    "clip balanced": ("clip_finetune", TABLE | {"class_weights": "balanced"}),
-    "clip effective ldam": (
+    "clip weights": ("clip_finetune", CLIP | TABLE | {"label_weight_power": 1}),
+    "clip weights ldam": (
         "clip_finetune",
-        TABLE
-        | {"class_weights": "effective", "margins": "ldam", "head": "linear", "label_smoothing": 0},
+        CLIP
+        | TABLE
+        | {"label_weight_power": 0.5, "margins": "ldam", "head": "linear", "label_smoothing": 0},
     ),
-    "clip affect": ("clip_finetune", TABLE | {"affect": "linear"}),
+    "clip affect": ("clip_finetune", CLIP | TABLE | {"affect": "linear"}),
     "clip affect graph": (
         "clip_finetune",
-        TABLE | {"affect": "graph", "class_weights": "balanced"},
+        CLIP | TABLE | {"affect": "graph", "label_weight_power": 1},
     ),
     "clip several labels": (
         "clip_finetune",
@@ -111,7 +133,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "benchmark": "emotic",
             "prompt": "clip_emotic",
             "views": "[{size: 32, view: person}]",
-            "class_weights": "balanced",
+            "label_weight_power": 1,
             "each": 1,
             "n_train": 2,
         },
@@ -216,32 +238,17 @@ def write_table(folder: Path) -> Path:
 
 def prepare(folder: Path) -> dict[str, Path]:
     """What settings name in capitals."""
+    from helpers.checkpoints import build_clip
     from miniatures import emotic
 
     (folder / "table").mkdir()
     emotic.write(folder / "emotic")
     return {
         "BASE": build_base(folder / "base"),
-        "CLIP": clip_base(folder / "clip"),
+        "CLIP": build_clip(folder / "clip"),
         "TABLE": write_table(folder / "table"),
         "EMOTIC": folder / "emotic",
     }
-
-
-def clip_base(folder: Path) -> Path:
-    """A random CLIP of open_clip: 32 x 32 pixels, 24 features."""
-    import open_clip
-
-    from vlmface.clip import model
-
-    torch.manual_seed(0)
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    shape = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
-    config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
-    built = model.Clip(open_clip.CLIP(**shape), open_clip.SimpleTokenizer(), config, "small")
-    model.save_clip(built, folder)
-    return folder
 
 
 def words(case: str, names: dict[str, Path], processes: int, out: Path) -> list[str]:
@@ -275,7 +282,7 @@ def measure(case: str, names: dict[str, Path], launched: list[dict[str, str]], f
     """`difference`, or the end of the output where a run failed."""
     recipe = ROOT / f"recipes/{CASES[case][0]}.py"
     children, found = {}, []
-    for number, environments in ((1, [launches.environment()]), (2, launched)):
+    for number, environments in ((1, [environment()]), (2, launched)):
         out, log = folder / f"run{number}", folder / f"log{number}"
         shutil.rmtree(out, ignore_errors=True)
         log.unlink(missing_ok=True)

@@ -9,10 +9,15 @@ divide a model over CPU processes: accelerate 1.15 allows FSDP for GPUs only, th
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from samples import load_script
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helpers.overflow import Overflow
+from helpers.scripts import load_script
 
 from vlmface.train.trainer import SupervisedTrainer
 from vlmface.utils import config
@@ -27,19 +32,6 @@ def stop_at(step: int) -> None:
         return original(self, *args, **kwargs)
 
     SupervisedTrainer.training_step = training_step  # type: ignore[method-assign]
-
-
-class Overflow(torch.autograd.Function):
-    """0, with an infinite gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        ctx.shape = weight.shape
-        return weight.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return torch.full(ctx.shape, float("inf"))
 
 
 def spoil(step: int, gradient: bool) -> None:

@@ -1,7 +1,7 @@
 """How many of N runs of two processes end as they should: exit code 0 in both, the report written.
 
-    python tests/launches.py --config ddp --n 100
-    python tests/launches.py --config zero2 --n 10 --fresh
+    python tests/distributed/launches.py --config ddp --n 100
+    python tests/distributed/launches.py --config zero2 --n 10 --fresh
 
 One training step of a tiny model. Most of a launch is importing libraries; so by default they are
 imported once, and the two processes of each run are forked from there, with the environment that
@@ -30,7 +30,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helpers.scripts import ROOT, environment, launcher, to_argv
+
 RECIPE = ROOT / "recipes" / "sft_cot.py"
 LONGEST = 600  # seconds that a run may take
 SETTINGS: dict[str, Any] = {
@@ -47,22 +49,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def launcher(config: str) -> list[str]:
-    """`accelerate launch` of two processes with a configuration of recipes/accelerate."""
-    return [
-        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
-        *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
-        *("--num_processes", "2", "--main_process_port", "0"),
-    ]
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's, with one thread for each process of a run."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in names}
-    return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
-
-
 def build_base(folder: Path) -> Path:
     """A random LLaVA of one layer a tower."""
     from vlmface import families, prompts
@@ -76,7 +62,7 @@ def build_base(folder: Path) -> Path:
 
 def words(base: Path, output_dir: Path) -> list[str]:
     settings = SETTINGS | {"base_model": base, "output_dir": output_dir}
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return to_argv(settings)
 
 
 def fresh(config: str, argv: list[str], log: Path) -> list[int]:

@@ -1,18 +1,13 @@
-"""Labelled pictures and scripts for the tests of training and inference."""
+"""Labelled pictures for the tests of training and inference."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
 # AUs and the emotion they make: enough variety for texts of different lengths.
 FACES: list[tuple[dict[int, float], str]] = [
     ({6: 3.0, 12: 4.0}, "happiness"),
@@ -63,14 +58,3 @@ def rows(n: int) -> Any:
     from vlmface.schema import features
 
     return Dataset.from_list([sample.to_row() for sample in samples(n)], features=features())
-
-
-def load_script(name: str) -> ModuleType:
-    """A script of the repository ("recipes/sft_cot.py") as a module, for its real main()."""
-    path = ROOT / name
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -7,9 +7,10 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from hostile import chunk, encoded, png
 from PIL import Image
-from samples import picture
+
+from helpers.hostile_requests import chunk, encoded, png
+from helpers.samples import picture
 
 BIG = (6000, 4000)  # 24 megapixels
 

@@ -1,0 +1,202 @@
+"""Commands about data: `synth`, `rationale`, `data init`, `data check`, `data crop`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vlmface.cli.arguments import Commands
+from vlmface.rationale import cli as rationales
+from vlmface.utils.config import option
+from vlmface.utils.ranges import Count, NotNegative, Seed
+from vlmface.utils.terminal import printable
+
+
+def add_synth(commands: Commands) -> None:
+    """`vlmface synth`."""
+    synth = commands.add_parser(
+        "synth", help="render labelled faces, scenes or clips and draw them on a contact sheet"
+    )
+    synth.add_argument(
+        "--dataset", default="synth", help="synth (faces, the default), synth_scenes or synth_clips"
+    )
+    option(synth, "--n", Count, default=64, help="number of them")
+    synth.add_argument("--sheet", type=Path, default=Path("sheet.png"), help="picture to write")
+    synth.add_argument("--dataset-split", default="train", help="train, validation or test")
+    option(synth, "--seed", Seed, default=0)
+    option(synth, "--size", Count, default=None, help="pixels a side (default 96, of scenes 192)")
+    option(synth, "--workers", Count, default=None, help="processes (default: all cores)")
+    synth.set_defaults(run=_synth)
+
+
+def _synth(arguments: argparse.Namespace) -> int:
+    from vlmface.synth.sharded_dataset import RenderOptions
+    from vlmface.synth.sheet import write_sheet
+
+    options = RenderOptions(n=arguments.n, seed=arguments.seed, size=arguments.size)
+    path = write_sheet(
+        arguments.sheet,
+        arguments.dataset,
+        arguments.dataset_split,
+        options,
+        workers=arguments.workers,
+    )
+    print(f"{arguments.n} rows of {arguments.dataset} with their labels: {path}")
+    return 0
+
+
+def add_rationale(commands: Commands) -> None:
+    """`vlmface rationale build`."""
+    rationale = commands.add_parser(
+        "rationale", help="build verified rationales for a labelled data set"
+    )
+    actions = rationale.add_subparsers(title="actions", metavar="ACTION", required=True)
+    rationales.add_build(
+        actions.add_parser("build", help="write and check a rationale for each face of a data set")
+    )
+
+
+def add_data(commands: Commands) -> None:
+    """`vlmface data init`, `vlmface data check` and `vlmface data crop`."""
+    data = commands.add_parser(
+        "data", help="describe your own data, check a copy of a data set, or crop its faces"
+    )
+    tools = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    _add_init(tools)
+    check = tools.add_parser("check", help="counts, broken files, leaks, and a sheet of faces")
+    _add_copy(check)
+    check.add_argument("--output-dir", type=Path, help="folder to write (default checks/NAME)")
+    check.set_defaults(run=_data_check)
+
+    crop = tools.add_parser("crop", help="cut the faces out once, into the cache of the recipes")
+    _add_copy(crop)
+    option(crop, "--size", Count, default=224, help="pixels a side")
+    option(
+        crop, "--margin", NotNegative, default=0.2, help="on each side, times the box's longer side"
+    )
+    crop.add_argument(
+        "--box-source",
+        choices=("annotation", "detector"),
+        default="annotation",
+        help="the data set's own boxes (default), or a face detector",
+    )
+    crop.add_argument(
+        "--view",
+        default="face",
+        choices=("face", "face_boxed", "face_masked", "scene", "person"),
+        help="which view of the picture, see docs/context.md",
+    )
+    crop.add_argument("--sheet", type=Path, help="picture to draw of each split's first faces")
+    crop.set_defaults(run=_data_crop)
+
+
+def _add_copy(command: argparse.ArgumentParser) -> None:
+    """The arguments that name a copy of a data set."""
+    command.add_argument("name", metavar="NAME", help="the data set's name in vlmface")
+    command.add_argument("root", metavar="ROOT", nargs="?", help="folder of your copy")
+    command.add_argument(
+        "--dataset-split", nargs="+", action="extend", default=[], help="default: all"
+    )
+    command.add_argument(
+        "--dataset-options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="the data set's own options, such as fold=2",
+    )
+    option(command, "--workers", Count, help="threads (default: all cores)")
+
+
+def _add_init(tools: Commands) -> None:
+    """`vlmface data init`."""
+    from vlmface.data.init.names import ROLES
+
+    init = tools.add_parser("init", help="look at your own data and write a YAML file for them")
+    init.add_argument(
+        "path",
+        metavar="FILE_OR_FOLDER",
+        type=Path,
+        help="a table (csv, tsv, json, jsonl, parquet, xlsx), or a folder of tables or of folders "
+        "named by label",
+    )
+    for role in ROLES:
+        init.add_argument(
+            f"--{role.replace('_', '-')}",
+            metavar="COLUMN",
+            help=f"column of the {role.replace('_', ' ')}; none: no column (default: guessed)",
+        )
+    init.add_argument("--images", metavar="FOLDER", help="the folder that paths start from")
+    init.add_argument(
+        "--split-by",
+        choices=("subject", "image"),
+        help="what is never in two splits (default: subject, if a column names people)",
+    )
+    init.add_argument("--label-space", metavar="NAME|FILE", help="what the labels are")
+    init.add_argument(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="WORD=LABEL",
+        help="what words or numbers mean, such as 0=anger bored=null, or the name of a data set "
+        "that is coded alike, such as fer2013",
+    )
+    init.add_argument(
+        "--ordered",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="the labels are steps of a scale: name them, the lowest first",
+    )
+    init.add_argument(
+        "--multi-label", action="store_true", help="a face may have several of the labels"
+    )
+    init.add_argument("--output", type=Path, metavar="FILE", help="the YAML file to write")
+    init.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    init.set_defaults(run=_data_init)
+
+
+def _data_init(arguments: argparse.Namespace) -> int:
+    from vlmface.data.init import command as init
+
+    return init.init_command(arguments.path, init.choices_from(arguments))
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from vlmface import data
+    from vlmface.data import check
+
+    output_dir = arguments.output_dir or Path("checks") / data.short_name(arguments.name)
+    report = check.check(
+        arguments.name,
+        arguments.root,
+        output_dir,
+        splits=arguments.dataset_split,
+        workers=arguments.workers,
+        options=data.parse_options(arguments.name, arguments.dataset_options),
+    )
+    print(printable(check.format_report(report), lines=True))
+    print(f"\nlook at {output_dir / 'sheet.png'}; all of it is in {output_dir / 'check.json'}")
+    return 1 if report["errors"] else 0
+
+
+def _data_crop(arguments: argparse.Namespace) -> int:
+    from vlmface import data
+    from vlmface.data import crop_cache, crops
+
+    crop = crops.View(arguments.size, arguments.margin, arguments.box_source, arguments.view)
+    options = data.parse_options(arguments.name, arguments.dataset_options)
+    for split in arguments.dataset_split or data.splits_of(
+        arguments.name, arguments.root, **options
+    ):
+        rows = data.load(arguments.name, arguments.root, split, **options)
+        faces = crop_cache.cache_view(rows, crop, workers=arguments.workers)
+        if arguments.sheet:
+            crop_cache.write_contact_sheet(
+                faces, arguments.sheet.with_stem(f"{arguments.sheet.stem}-{split}")
+            )
+        print(f"{arguments.name}, {split}: {len(faces):,} rows in {crop.folder}")
+    print(f"train on them: --views {json.dumps(crops.views_as_dicts([crop]))!r}")
+    return 0
