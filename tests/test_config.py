@@ -126,6 +126,7 @@ def test_help_shows_the_values_that_would_be_used(
 
 RECIPES: dict[str, type] = {
     "sft_cot": SFTSettings,
+    "sft_labels": SFTSettings,
     "sft_attributes": SFTSettings,
     "grpo": grpo.Settings,
     "context_vlm": context_ablation.Settings,

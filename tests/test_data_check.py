@@ -66,9 +66,7 @@ def test_broken_and_leaking_copies_fail_with_names(tmp_path, capsys):
     assert shared == "train, test: pictures in both (1): rafdb-train_00003 = rafdb-test_0001"
     said = capsys.readouterr().out
     assert "warning: train: left out, malformed line (1): list_patition_label.txt:10" in said
-    assert (
-        "occur again (1, under different emotions 1): rafdb-train_00004 = rafdb-train_000" in said
-    )
+    assert "occur again (1, under different labels 1): rafdb-train_00004 = rafdb-train_000" in said
 
 
 def test_a_part_may_be_checked_alone_and_a_split_that_is_not_there_is_an_error(tmp_path):

@@ -192,7 +192,9 @@ def test_other_names_in_a_run_import_nothing(
     content = json.loads(path.read_text(encoding="utf-8"))
     named = {"rewards": {"trap:reward": 1, f"{tmp_path}/trap.py:reward": 1}}
     for name in ("trap", "trap.py", f"{tmp_path}/trap.py"):
-        path.write_text(json.dumps(content | {"dataset": content["data"] | named | {"name": name}}))
+        path.write_text(
+            json.dumps(content | {"dataset": content["dataset"] | named | {"name": name}})
+        )
         merged = tmp_path / f"merged{len(name)}"
         assert main(["merge", str(copied), str(merged)]) == 0
         assert Path(name).name in (merged / "README.md").read_text(encoding="utf-8")

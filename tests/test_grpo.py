@@ -71,7 +71,7 @@ def test_the_adapter_is_trained_further(finished: Path, memorised: Path) -> None
     assert found["recipe"] == "grpo" and found["adapter"]
     assert found["dataset"]["rewards"] == shipped["rewards"]
     ours = json.loads((memorised / "vlmface.json").read_text())
-    assert (found["base"], found["prompts"]) == (ours["base"], ours["prompts"])
+    assert (found["base_model"], found["prompts"]) == (ours["base_model"], ours["prompts"])
     assert LocalModel.load(finished).predict([rows(1)[0]["image"]])[0].text
 
 

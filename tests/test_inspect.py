@@ -110,6 +110,7 @@ def without_long_rows(task: Task, limit: int) -> Task:
 
 CASES: dict[str, tuple[str, list[str]]] = {
     "sft_cot": ("sft_cot_tiny", []),
+    "sft_labels": ("sft_labels_tiny", []),
     "sft_attributes": ("sft_attributes_tiny", ["--balance_by", "labels"]),
     "context_emotion": ("context_vlm_tiny", ["--label_space", "null"]),
 }

@@ -33,6 +33,7 @@ from vlmface.utils.ranges import Checked, Count, Range, Warmup, alternatives, ba
 sys.path.append(str(ROOT / "eval/lmms_eval"))  # its script imports a file beside it
 SETTINGS: dict[str, type] = {
     "sft_cot": SFTSettings,
+    "sft_labels": SFTSettings,
     "sft_attributes": SFTSettings,
     "context_vlm": context_ablation.Settings,
     "grpo": grpo.Settings,

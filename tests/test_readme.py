@@ -40,6 +40,7 @@ SETTINGS = sorted(
 SCRIPTS = ("recipes/", "eval/", "app/", "tests/")
 OUTPUTS = ("output_dir", "output", "out", "sheet")
 DEFAULTS = {"data check": "checks/NAME", "score": "scores/FILE"}
+DATASET_FILES = ("faces.yaml", "study/faces.yaml", "study/gesichter.yaml")  # that pages write
 MEDIA = re.compile(r"[\w./-]+\.(?:jpe?g|png|gif|webp|mp4)")
 
 
@@ -173,8 +174,13 @@ def outputs_of(words: list[str], arguments: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES + SETTINGS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_of_the_docs_is_valid_and_writes_where_git_ignores_it(page, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_every_command_of_the_docs_is_valid_and_writes_where_git_ignores_it(
+    page, monkeypatch, tmp_path
+):
+    (tmp_path / "study").mkdir()
+    for name in DATASET_FILES:
+        (tmp_path / name).write_text("{dataset: table, root: faces.csv}")
+    monkeypatch.chdir(tmp_path)
     git = shutil.which("git") is not None and (ROOT / ".git").exists()
     for words in commands_of(page):
         arguments = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.run_files import contents
+from helpers.run_files import contents, losses
 from helpers.trainers import NAMES, interrupted, starter
 
 from vlmface import data, run_dir
@@ -254,3 +254,16 @@ def test_the_best_epoch_so_far_is_needed(base: Path, clip_base: Path, tmp_path: 
         refused(Killed(folder, start), folder, r"best\.pt", **words)
     kept.write_bytes(whole)
     assert start(folder, **words) == 0
+
+
+def test_whole_weights_are_resumed(base: Path, clip_base: Path, tmp_path: Path) -> None:
+    """Without an adapter, an interrupted run has the losses of an uninterrupted one."""
+    start = starter("sft", base, clip_base)
+    whole = {"vision_tower": "full", "projector": "full", "language_model": "full"}
+    whole |= {"lora_dropout": 0.05, "train_embeddings": "false"}
+    assert start(tmp_path / "whole", **whole) == 0
+    with interrupted("sft", 4):
+        start(tmp_path / "killed", **whole)
+    assert start(tmp_path / "killed", **whole) == 0
+    found, expected = losses(tmp_path / "killed"), losses(tmp_path / "whole")
+    assert found == pytest.approx(expected, abs=1e-5)

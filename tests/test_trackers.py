@@ -5,47 +5,56 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.scripts import Recipe
+from helpers.run_files import training_log
+from helpers.scripts import ROOT, Recipe, environment, to_argv
 
 from vlmface.errors import UserError
 from vlmface.train import trackers
 
-RUN = (
-    *("--n_train", "12", "--n_eval", "1", "--epochs", "1", "--batch_size", "4"),
-    *("--vision_tower", "frozen", "--cache_features", "false", "--train_embeddings", "false"),
-    *("--max_new_tokens", "1", "--eval_steps", "2", "--validation_split", "validation"),
-    *("--n_validation", "2"),
-)
-
-
+RUN = {
+    "n_train": 12,
+    "n_eval": 1,
+    "epochs": 1,
+    "batch_size": 4,
+    "warmup_steps": 0,
+    "cache_features": "false",
+    "max_new_tokens": 1,
+    "logging_steps": 1,
+    "save_steps": 4,
+    "eval_steps": 2,
+    "validation_split": "validation",
+    "n_validation": 2,
+    "report_to": ",".join(trackers.EXTRAS),
+}
 VARIABLES = ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR", "TENSORBOARD_LOGGING_DIR")
 
 
 @pytest.fixture(scope="module")
-def tracked(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """(a run that reports to all three, trackio's folder, what was printed)."""
-    assert "trackio" not in sys.modules  # it reads its folder when it is imported
+def tracked(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """(a run that reports to all three, trackio's folder, what was printed). In a process of its
+    own, as trackio reads its folder's name when it is imported."""
     folder = tmp_path_factory.mktemp("tracked")
-    printed: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        for name in VARIABLES:
-            patch.delenv(name, raising=False)
-        patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
-        patch.setattr(trackers, "print", lambda text: printed.append(text), raising=False)
-        report_to = ",".join(trackers.EXTRAS)
-        assert sft_cot(folder / "run", *RUN, "--report_to", report_to) == 0
-        assert not os.environ.keys() & set(VARIABLES)
-    return folder / "run", folder / "trackio", "\n".join(printed)
+    words = to_argv({**RUN, "base_model": base, "output_dir": folder / "run"})
+    variables = environment(TRACKIO_DIR=str(folder / "trackio"), CUDA_VISIBLE_DEVICES="")
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "recipes/sft_cot.py"), *words],
+        env={name: value for name, value in variables.items() if name not in VARIABLES},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-5000:]
+    return folder / "run", folder / "trackio", result.stdout
 
 
 def log(folder: Path, key: str) -> dict[int, float]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line[key] for line in lines if key in line}
+    return {line["step"]: line[key] for line in training_log(folder) if key in line}
 
 
 def test_tensorboard_holds_the_log(tracked: tuple[Path, Path, str]) -> None:

@@ -107,8 +107,10 @@ class Benchmark:
 
 
 def load_benchmark(name_or_path: str) -> Benchmark:
-    """A benchmark by name ("synth"), another fold of one ("disfa8_fold2"), or from a YAML file of
-    your own. Raises UserError."""
+    """A benchmark by name ("synth"), another fold of one ("disfa8_fold2"), from a YAML file of your
+    own, or the YAML file of a data set. Raises UserError."""
+    if data.is_dataset_file(name_or_path):
+        return _of_dataset(name_or_path)
     path, fold = Path(name_or_path), None
     if path.suffix not in (".yaml", ".yml"):
         name = name_or_path
@@ -133,6 +135,21 @@ def load_benchmark(name_or_path: str) -> Benchmark:
     )
     _check_metrics(benchmark, path)
     return benchmark if fold is None else _of_fold(benchmark, fold)
+
+
+def _of_dataset(path: str) -> Benchmark:
+    """The test split of a data set's file, scored in the file's label space."""
+    dataset = data.DatasetFile(path, data.dataset_module)
+    if "test" not in dataset.SPLITS:
+        raise UserError(f"{path} has no test split: add `splits: {{by: subject, test: 0.2}}`")
+    return Benchmark(
+        id=dataset.path.stem,
+        dataset=path,
+        split="test",
+        source=str(dataset.path.name),
+        label_space=path,
+        au_set=dataset.au_set,
+    )
 
 
 def _with_paths(path: Path) -> dict[str, Any]:

@@ -23,23 +23,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from vlmface.errors import UserError
 from vlmface.registry import Registry
 from vlmface.resources import content_sha, definitions, is_yaml, read_yaml
 
 # Fields of FaceSample that a label space may name.
 FIELDS = ("emotion", "context", "gender", "age_group", "race")
-ID = r"\w[\w.-]{0,99}"  # ids become file names
+# Of a word, for `regex`: letters, digits, and the marks that scripts such as Devanagari and Thai
+# write vowels with, which `re` takes for the end of a word.
+WORD_CHARACTERS = r"\p{L}\p{N}\p{M}"
+LONGEST_ID = 100
+ID = rf"\w[\w.-]{{0,{LONGEST_ID - 1}}}"  # ids become file names
 _LONGEST = 200  # characters of a label
+_INVISIBLE = regex.compile(r"[\p{Cf}\uFE00-\uFE0F]+")  # format characters, variants of a glyph
+_OTHER = regex.compile(rf"[^{WORD_CHARACTERS}]+")
 _MOST = 1000  # labels, and aliases of each
 
 
 def normalise(text: str) -> str:
     """Lower case, compatibility forms unified, invisible characters dropped, and every run of
-    other characters than letters and digits turned into one space."""
+    other characters than letters, digits and combining marks turned into one space."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    text = "".join(c for c in text if unicodedata.category(c) != "Cf")
-    return re.sub(r"[\W_]+", " ", text).strip()
+    if text.isascii():
+        return re.sub(r"[\W_]+", " ", text).strip()
+    text = unicodedata.normalize("NFKC", text)  # casefold may take letters apart
+    return _OTHER.sub(" ", _INVISIBLE.sub("", text)).strip()
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class LabelSpace:
         aliases: {other word: label}; only words that cannot mean anything else.
         source: Where the labels come from.
         several: Whether a face may have more than one of them.
+        ordered: Whether the labels are steps of a scale, from the lowest to the highest. Metrics
+            then also measure how far an answer is from the truth.
     """
 
     id: str
@@ -61,6 +73,7 @@ class LabelSpace:
     aliases: dict[str, str] = dataclasses.field(hash=False)
     source: str
     multi_label: bool = False
+    ordered: bool = False
 
     @cached_property
     def sha(self) -> str:
@@ -102,13 +115,14 @@ class LabelSpace:
             "labels": list(self.labels),
             **({"aliases": aliases} if aliases else {}),
             **({"multi_label": True} if self.multi_label else {}),
+            **({"ordered": True} if self.ordered else {}),
             "source": self.source,
         }
 
 
 # --- reading --------------------------------------------------------------------------------------
 
-_KEYS = ("id", "field", "labels", "aliases", "multi_label", "source")
+_KEYS = ("id", "field", "labels", "aliases", "multi_label", "ordered", "source")
 
 
 def from_mapping(content: Mapping[Any, Any], where: str) -> LabelSpace:
@@ -117,7 +131,8 @@ def from_mapping(content: Mapping[Any, Any], where: str) -> LabelSpace:
     Args:
         content: `id`; `field` (one of FIELDS); `labels`, a list; `aliases`, {label: other words
             for it}, may be left out; `multi_label`, whether a face may have several of the labels
-            (false if left out); `source`, where the labels come from.
+            (false if left out); `ordered`, whether the labels are listed from the lowest to the
+            highest step of a scale (false if left out); `source`, where the labels come from.
         where: What messages call the file.
 
     Raises:
@@ -138,8 +153,11 @@ def from_mapping(content: Mapping[Any, Any], where: str) -> LabelSpace:
             f"{where}: field is {content['field']!r}: use one of {', '.join(FIELDS)}, or context "
             "for labels that fit none of the others"
         )
-    if not isinstance(content.get("multi_label", False), bool):
-        raise UserError(f"{where}: multi_label is {content['multi_label']!r}, use true or false")
+    for key in ("multi_label", "ordered"):
+        if not isinstance(content.get(key, False), bool):
+            raise UserError(f"{where}: {key} is {content[key]!r}, use true or false")
+    if content.get("multi_label") and content.get("ordered"):
+        raise UserError(f"{where}: multi_label and ordered are both true: use one of them")
     labels = _texts(content.get("labels"), f"{where}: labels", least=2)
     space = LabelSpace(
         content["id"],
@@ -148,6 +166,7 @@ def from_mapping(content: Mapping[Any, Any], where: str) -> LabelSpace:
         _aliases(content.get("aliases") or {}, labels, where),
         content["source"],
         content.get("multi_label", False),
+        content.get("ordered", False),
     )
     _check(space, where)
     return space
@@ -156,7 +175,8 @@ def from_mapping(content: Mapping[Any, Any], where: str) -> LabelSpace:
 def _aliases(aliases: Any, labels: tuple[str, ...], where: str) -> dict[str, str]:
     if not isinstance(aliases, Mapping):
         raise UserError(f"{where}: aliases is {aliases!r}, but must be {{label: [words]}}")
-    for label in aliases:
+    named = {unicodedata.normalize("NFC", str(label)): words for label, words in aliases.items()}
+    for label in named:
         if label not in labels:
             raise UserError(
                 f"{where}: aliases has {label!r}, which is not one of the labels "
@@ -164,7 +184,7 @@ def _aliases(aliases: Any, labels: tuple[str, ...], where: str) -> dict[str, str
             )
     return {
         word: label
-        for label, words in aliases.items()
+        for label, words in named.items()
         for word in _texts(words, f"{where}: aliases of {label!r}", least=1)
     }
 
@@ -176,7 +196,7 @@ def _texts(value: Any, description: str, least: int) -> tuple[str, ...]:
             f"{description}: expected a list of {least} or more texts; put words that YAML reads "
             "as something else, such as no or 10, in quotes"
         )
-    return tuple(value)
+    return tuple(unicodedata.normalize("NFC", text) for text in value)
 
 
 def _check(space: LabelSpace, where: str) -> None:
@@ -190,6 +210,16 @@ def _check(space: LabelSpace, where: str) -> None:
                 "and punctuation are ignored: use each word once"
             )
         meanings[key] = label
+    for label in space.labels:
+        if (
+            label != label.strip()
+            or set(label) & set("<>*\n\r")
+            or (space.multi_label and ", " in label)
+        ):
+            raise UserError(
+                f"{where}: the label {label!r} could not be read in an answer: leave out <, >, *, "
+                "line breaks, spaces around it and, of several labels a face, commas"
+            )
     if space.field == "age_group" and (
         bad := [label for label in space.labels if not re.search(r"\d", label)]
     ):
@@ -197,13 +227,38 @@ def _check(space: LabelSpace, where: str) -> None:
 
 
 def read(path: str | Path) -> LabelSpace:
-    """The label space of a YAML file.
+    """The label space of a YAML file: its content, or the `label_space` that it names or contains
+    (a prompt, or the file of a data set, see `vlmface.data.dataset_file`).
 
     Raises:
         UserError: See `from_mapping`; or its id is that of another, built-in label space.
     """
     path = Path(path).expanduser()
-    return _resolve_built_in(from_mapping(read_yaml(path, "the label space"), str(path)), str(path))
+    content = read_yaml(path, "the label space")
+    if "labels" in content or "label_space" not in content:
+        return _resolve_built_in(from_mapping(content, str(path)), str(path))
+    value = content["label_space"]
+    if is_yaml(value):  # read here, as a file that names itself would be read without end
+        path = path.parent / Path(value).expanduser()
+        return _resolve_built_in(
+            from_mapping(read_yaml(path, "the label space"), str(path)), str(path)
+        )
+    value = of_definition(with_defaults(value, path), where=path)
+    return value if isinstance(value, LabelSpace) else SPACES[value]
+
+
+def with_defaults(value: Any, path: Path) -> Any:
+    """The definition of a label space in a file, with the keys that may be left out there: `id` is
+    the file's name, `field` is context, `source` is the file.
+
+    Args:
+        value: What the file has as `label_space`; anything but a mapping is returned as it is.
+        path: The file.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    name = re.sub(r"[^\w.-]", "_", path.stem).lstrip(".-")[:LONGEST_ID] or "labels"
+    return {"id": name, "field": "context", "source": path.name, **value}
 
 
 def _resolve_built_in(space: LabelSpace, where: str) -> LabelSpace:
@@ -211,7 +266,8 @@ def _resolve_built_in(space: LabelSpace, where: str) -> LabelSpace:
     another, and emotions that no sample could have."""
     if space.id in SPACES:
         built_in = SPACES[space.id]
-        if (space.sha, space.multi_label) != (built_in.sha, built_in.multi_label):
+        kind = (space.sha, space.multi_label, space.ordered)
+        if kind != (built_in.sha, built_in.multi_label, built_in.ordered):
             raise UserError(
                 f"{where}: {space.id!r} is the id of a built-in label space with other labels: "
                 "choose another id"

@@ -57,7 +57,8 @@ class Manifest:
         weights: {file name: sha256} of the run's own weights and their configuration.
         max_length: Tokens of a training row.
         generation: {"max_new_tokens"}; decoding is always greedy.
-        dataset: {"name", "split", "n", "options", "fingerprint"} of the training data.
+        dataset: {"name", "split", "n", "options", "fingerprint"} of the training data, and "file",
+            the content of the YAML file that defines it.
         seed: Of training.
         limitations: What the model must not be used for, for readers of its answers.
         views: Of a picture (`data.crops.View`), in order; null for the whole picture.

@@ -120,7 +120,7 @@ class Prompt:
         if not alike or "{candidates}" not in f"{self.system} {self.user}":
             raise UserError(
                 f"prompt {self.id} asks for {self.space.field} out of {self.space.id}, and "
-                f"cannot ask for {space.id}: use another prompt"
+                f"cannot ask for {space.id}: use another prompt, such as label"
             )
         return replace(self, label_space=space.id if space.is_built_in else space)
 
@@ -221,6 +221,51 @@ def check_id(id: str, path: Path) -> None:
         )
 
 
+# --- of any label space ---------------------------------------------------------------------------
+
+_QUESTIONS = {
+    "emotion": "What is the emotion of the person in the image?",
+    "gender": "What is the gender of the person in the image?",
+    "age_group": "How old is the person in the image?",
+    "race": "What is the race of the person in the image?",
+    "context": "Which label describes the person in the image?",
+}
+_SEVERAL = "Which labels describe the person in the image?"
+_UNITS = "Which facial muscles moved? Name each with its AU number inside <think></think>."
+_TEXT = "Describe what the image shows of it inside <think></think>."
+GENERATED = ("label", "rationale", "au_rationale")
+"""Prompts that are written for any label space: the label alone, after a text about the image, or
+after the action units."""
+
+
+def generate(name: str, space: label_spaces.LabelSpace) -> Prompt:
+    """The prompt of a name in GENERATED for a label space.
+
+    Its id is the name and the space's id, as in label_engagement3.
+
+    Args:
+        name: One of GENERATED.
+        space: What may be answered.
+    """
+    question = _SEVERAL if space.multi_label else _QUESTIONS[space.field]
+    one = "all that apply of" if space.multi_label else "one of"
+    if name == "label":
+        format = "labels" if space.multi_label else "label"
+        user = f"{question} Answer with {one}: {{candidates}}."
+    else:
+        format = "think_labels" if space.multi_label else "think_answer"
+        steps = _UNITS if name == "au_rationale" else f"{question} {_TEXT}"
+        user = f"{steps}\nThen give {one} {{candidates}} inside <answer></answer>."
+    return Prompt(
+        id=f"{name}_{space.id}"[: label_spaces.LONGEST_ID],
+        version=1,
+        format=format,
+        label_space=space.id if space.is_built_in else space,
+        user=user,
+        source="vlmface",
+    )
+
+
 # --- loading --------------------------------------------------------------------------------------
 
 PROMPTS: Registry[Any] = Registry(
@@ -247,13 +292,29 @@ def find(name: str | Path, registry: Registry[Any]) -> Any:
     return Path(source).expanduser() if isinstance(source, str | Path) else source
 
 
-def load(id_or_path: str | Path) -> Prompt:
+def load(id_or_path: str | Path, space: label_spaces.LabelSpace | None = None) -> Prompt:
     """The prompt of a name; see `find`.
 
+    Args:
+        id_or_path: The name, or one of GENERATED.
+        space: The label space to ask for; None: the prompt's own.
+
     Raises:
-        UserError: There is no such prompt, or its file has a missing or unknown key, or a wrong
-            value.
+        UserError: There is no such prompt, its file has a missing or unknown key, or a wrong value,
+            or it cannot ask for the label space.
     """
+    if id_or_path in GENERATED:
+        if space is None:
+            raise UserError(
+                f"prompt {str(id_or_path)!r} is written for a label space: name one, such as "
+                "--label_space emotion8, or train on the YAML file of a data set"
+            )
+        return generate(str(id_or_path), space)
+    prompt = _load_named(id_or_path)
+    return prompt if space is None else prompt.with_label_space(space)
+
+
+def _load_named(id_or_path: str | Path) -> Prompt:
     source = find(id_or_path, PROMPTS)
     if isinstance(source, Path):
         return read(source)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import regex
+
 from vlmface.answers import notations
-from vlmface.label_spaces import LabelSpace, normalise
+from vlmface.label_spaces import WORD_CHARACTERS, LabelSpace, normalise
 
 _REFUSAL = re.compile(
     r"\b(?:can\s?not|can'?t|could\s+not|couldn'?t|unable\s+to|not\s+able\s+to|won'?t|will\s+not"
@@ -48,7 +50,7 @@ _NEGATORS = _words("not no nor neither never without than instead non")
 _REFUTING = _words("rather instead of than and but")
 _DENIALS = _words("false wrong incorrect untrue")
 _BETWEEN = _words("a an the any be being feeling showing really of signs sign expression")
-_WORD = re.compile(r"[^\W_]+(?:[-\u2013'][^\W_]+)*")
+_WORD = regex.compile(rf"[{WORD_CHARACTERS}]+(?:[-\u2013'][{WORD_CHARACTERS}]+)*")
 
 
 # "happiness (95%)", "anger (confidence: 0.9)"; less than half is not what the writer believes.
@@ -246,7 +248,7 @@ def _fold_labels(words: list[str], space: LabelSpace) -> list[str | tuple[str]]:
     at = 0
     while at < len(words):
         for size in range(min(longest, len(words) - at), 0, -1):
-            label = space.index.get(re.sub(r"[\W_]+", " ", " ".join(words[at : at + size])))
+            label = space.index.get(normalise(" ".join(words[at : at + size])))
             if label:
                 folded.append((label,))
                 at += size

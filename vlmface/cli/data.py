@@ -1,4 +1,4 @@
-"""Commands about data: `synth`, `rationale`, `data check`, `data crop`."""
+"""Commands about data: `synth`, `rationale`, `data init`, `data check`, `data crop`."""
 
 from __future__ import annotations
 
@@ -58,10 +58,13 @@ def add_rationale(commands: Commands) -> None:
 
 
 def add_data(commands: Commands) -> None:
-    """`vlmface data check` and `vlmface data crop`."""
-    data = commands.add_parser("data", help="check a copy of a data set, or crop its faces")
+    """`vlmface data init`, `vlmface data check` and `vlmface data crop`."""
+    data = commands.add_parser(
+        "data", help="describe your own data, check a copy of a data set, or crop its faces"
+    )
     tools = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    _add_init(tools)
     check = tools.add_parser("check", help="counts, broken files, leaks, and a sheet of faces")
     _add_copy(check)
     check.add_argument("--output-dir", type=Path, help="folder to write (default checks/NAME)")
@@ -105,6 +108,60 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
         help="the data set's own options, such as fold=2",
     )
     option(command, "--workers", Count, help="threads (default: all cores)")
+
+
+def _add_init(tools: Commands) -> None:
+    """`vlmface data init`."""
+    from vlmface.data.init.names import ROLES
+
+    init = tools.add_parser("init", help="look at your own data and write a YAML file for them")
+    init.add_argument(
+        "path",
+        metavar="FILE_OR_FOLDER",
+        type=Path,
+        help="a table (csv, tsv, json, jsonl, parquet, xlsx), or a folder of tables or of folders "
+        "named by label",
+    )
+    for role in ROLES:
+        init.add_argument(
+            f"--{role.replace('_', '-')}",
+            metavar="COLUMN",
+            help=f"column of the {role.replace('_', ' ')}; none: no column (default: guessed)",
+        )
+    init.add_argument("--images", metavar="FOLDER", help="the folder that paths start from")
+    init.add_argument(
+        "--split-by",
+        choices=("subject", "image"),
+        help="what is never in two splits (default: subject, if a column names people)",
+    )
+    init.add_argument("--label-space", metavar="NAME|FILE", help="what the labels are")
+    init.add_argument(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="WORD=LABEL",
+        help="what words or numbers mean, such as 0=anger bored=null, or the name of a data set "
+        "that is coded alike, such as fer2013",
+    )
+    init.add_argument(
+        "--ordered",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="the labels are steps of a scale: name them, the lowest first",
+    )
+    init.add_argument(
+        "--multi-label", action="store_true", help="a face may have several of the labels"
+    )
+    init.add_argument("--output", type=Path, metavar="FILE", help="the YAML file to write")
+    init.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    init.set_defaults(run=_data_init)
+
+
+def _data_init(arguments: argparse.Namespace) -> int:
+    from vlmface.data.init import command as init
+
+    return init.init_command(arguments.path, init.choices_from(arguments))
 
 
 def _data_check(arguments: argparse.Namespace) -> int:

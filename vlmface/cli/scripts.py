@@ -14,6 +14,7 @@ from vlmface.utils import distributed
 
 RECIPES = (
     "sft_cot",
+    "sft_labels",
     "sft_attributes",
     "context_emotion",
     "grpo",

@@ -1,8 +1,8 @@
 """Data sets as FaceSample rows: `load(name, root, split=...)`.
 
 Each data set is one module: built in (`vlmface/data/adapters/`), a file `my_set.py`, a
-`package.module`, or an entry point of the group `vlmface.datasets` in an installed package. Only
-SPLITS and `read` are required:
+`package.module`, or an entry point of the group `vlmface.datasets` in an installed package; or the
+YAML file of a data set (`dataset_file`). Only SPLITS and `read` are required:
 
     TITLE, HOME, LICENCE    for display
     SPLITS                  the splits that the set defines
@@ -29,6 +29,7 @@ from vlmface.data.catalog import (
     names,
     short_name,
 )
+from vlmface.data.dataset_file import DatasetFile, is_dataset_file
 from vlmface.data.fingerprints import fingerprint
 from vlmface.data.loading import OF_ALL, load_dataset, parse_options, read, splits_of
 from vlmface.data.people import hold_out
@@ -38,11 +39,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OF_ALL",
+    "DatasetFile",
     "dataset_module",
     "describe",
     "fingerprint",
     "hold_out",
     "is_built_in",
+    "is_dataset_file",
     "is_mixture",
     "load",
     "names",
@@ -104,7 +107,8 @@ def load(
     """Load a split of a data set as FaceSample rows (`schema.features()`).
 
     Args:
-        name: of a data set; one that ends in .yaml is a mixture (`vlmface.data.mixture`).
+        name: of a data set, or the YAML file of one (`vlmface.data.dataset_file`) or of a mixture
+            (`vlmface.data.mixture`).
         root: the folder as its owners distribute it; None for rendered sets.
         split: one of the splits that the set defines.
         streaming: return an iterable data set.

@@ -9,11 +9,13 @@ import importlib
 import pkgutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from vlmface.data import adapters
+from vlmface.data.dataset_file import DatasetFile, is_dataset_file
 from vlmface.errors import UserError
 from vlmface.registry import Registry, load_module
-from vlmface.resources import is_yaml
+from vlmface.resources import YAML, is_yaml
 
 DATASETS: Registry[str | ModuleType] = Registry(
     "data set",
@@ -36,17 +38,20 @@ def is_built_in(name: str) -> bool:
     return name in DATASETS.built_in
 
 
-def dataset_module(name: str) -> ModuleType:
-    """The module of a data set.
+def dataset_module(name: str) -> Any:
+    """The module of a data set, or the `DatasetFile` of a YAML file, which has the same attributes.
 
     Args:
         name: A built-in name, an entry point of the group `vlmface.datasets` in an installed
-            package (`my_set = "my_package.my_set"`), a file `my_set.py`, or `package.module`.
+            package (`my_set = "my_package.my_set"`), a file `my_set.py`, `package.module`, or the
+            YAML file of a data set.
 
     Raises:
         UserError: There is no such data set, its module cannot be imported, or it lacks `read` or
             SPLITS.
     """
+    if is_dataset_file(name):
+        return DatasetFile(name, dataset_module)
     if name in DATASETS:
         module = DATASETS.get(name)
         if isinstance(module, str):
@@ -81,9 +86,10 @@ def describe(name: str) -> dict[str, str]:
 
 def short_name(name: str) -> str:
     """The name of a data set without folders or packages: my_set of `sets/my_set.py`."""
-    return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+    is_file = name.endswith((".py", *YAML))
+    return Path(name).stem if is_file else name.rpartition(".")[2]
 
 
 def is_mixture(name: str) -> bool:
     """Whether a data set's name is the file of a mixture."""
-    return is_yaml(name)
+    return is_yaml(name) and not is_dataset_file(name)

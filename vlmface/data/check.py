@@ -18,11 +18,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from vlmface import data
+from vlmface.data import check_file
 from vlmface.data.crop_cache import person_box
 from vlmface.data.crops import valid_box
+from vlmface.data.dataset_file import DatasetFile
 from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.rows import Rows, resolve_image_paths
 from vlmface.data.sources import Source, content_digest, image_sources, map_in_threads, read_content
@@ -51,10 +54,12 @@ class SplitData:
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """A picture that was checked: the digest of its bytes, (width, height), or what is wrong."""
+    """A picture that was checked: the digest of its bytes, (width, height) and the bits of
+    `check_file.fingerprint`, or what is wrong."""
 
     digest: str | None = None
     size: tuple[int, int] | None = None
+    bits: np.ndarray | None = None
     fault: str | None = None
 
 
@@ -81,8 +86,11 @@ def check(
 
     Returns:
         {"name", "title", "options", "splits": {split: counts}, "unreadable": {file: reason},
-        "duplicates": [[{"split", "id", "emotion"}, ...], ...], "shared_subjects": {"train, test":
-        [...]}, "errors": [...], "warnings": [...]}; check.json has the same.
+        "duplicates": [[{"split", "id", "label"}, ...], ...], "shared_subjects": {"train, test":
+        [...]}, "errors": [...], "warnings": [...]}; check.json has the same. Of a data set's YAML
+        file also "alike": {"train, test": [(id, id), ...]}, pictures that look the same in two
+        splits, and "faces": {"looked_at": number of pictures, "without": ids}, null where
+        vlmface[detect] is not installed.
 
     Raises:
         UserError: no split can be read.
@@ -109,8 +117,11 @@ def check(
         "warnings": [],
     }
     _judge(report, parts, looks, folder)
+    if isinstance(module, DatasetFile):
+        _judge_file(report, module, parts, looks)
     if output is not None:
-        picture = _draw(parts, looks)
+        field = module.label_space.field if isinstance(module, DatasetFile) else None
+        picture = _draw(parts, looks, field)
         if picture is not None:
             contact_sheet.write(Path(output) / "sheet.png", picture)
         text = json.dumps(report, indent=1, ensure_ascii=False, default=str)
@@ -177,7 +188,8 @@ def _check_image(source: Source) -> ImageCheck:
     except OSError as error:
         return ImageCheck(fault=str(error))
     try:
-        return ImageCheck(content_digest(encoded), open_image(encoded).size)
+        image = open_image(encoded)
+        return ImageCheck(content_digest(encoded), image.size, check_file.fingerprint(image))
     except UserError as error:
         return ImageCheck(
             content_digest(encoded), fault=str(error).removeprefix("the image bytes ")
@@ -193,7 +205,7 @@ def _duplicates(
     for part in parts:
         if part.split == "all":
             continue
-        labels = part.rows.select_columns(["id", "emotion", "face_box", "meta"])
+        labels = part.rows.select_columns(["id", "emotion", "context", "face_box", "meta"])
         for row, pictures in zip(labels, part.pictures, strict=True):
             key = tuple(looks[source].digest for source in pictures)
             if key and None not in key:
@@ -206,12 +218,14 @@ def _duplicates(
             rows = [row for row, box in zip(rows, boxes, strict=True) if counts[box] > 1]
         if len(rows) > 1:
             groups.append(
-                [
-                    {"split": split, "id": row["id"], "emotion": row["emotion"]}
-                    for split, row in rows
-                ]
+                [{"split": split, "id": row["id"], "label": _label(row)} for split, row in rows]
             )
     return groups
+
+
+def _label(row: Mapping[str, Any]) -> str | None:
+    """The emotion of a row, or its labels in other words."""
+    return row["emotion"] or ", ".join(row["context"] or ()) or None
 
 
 def _shared_subjects(parts: list[SplitData]) -> dict[str, list[str]]:
@@ -318,10 +332,10 @@ def _judge(
             g for g in report["duplicates"] if {member["split"] for member in g} == {part.split}
         ]
         if twice:
-            disagree = sum(len({member["emotion"] for member in group}) > 1 for group in twice)
+            disagree = sum(len({member["label"] for member in group}) > 1 for group in twice)
             hints.append(
                 f"{part.split}: pictures that occur again ({len(twice):,}, under different "
-                f"emotions {disagree:,}): {_some(map(_same, twice))}"
+                f"labels {disagree:,}): {_some(map(_same, twice))}"
             )
     for pair, people in report["shared_subjects"].items():
         errors.append(f"{pair}: subjects in both ({len(people):,}): {_some(people)}")
@@ -335,6 +349,51 @@ def _judge(
             errors.append(
                 f"{', '.join(pair)}: pictures in both ({len(both):,}): {_some(map(_same, both))}"
             )
+
+
+def _judge_file(
+    report: dict[str, Any],
+    file: DatasetFile,
+    parts: list[SplitData],
+    looks: dict[Source, ImageCheck],
+) -> None:
+    """What `check_file` finds."""
+    rows = {part.split: part.rows for part in parts}
+    report["warnings"] += check_file.label_warnings(file, rows)
+    report["warnings"] += check_file.people_warnings(file, rows)
+    pictures = {  # of a clip, its middle frame
+        part.split: [
+            (id, sources[len(sources) // 2])
+            for id, sources in zip(part.rows["id"], part.pictures, strict=True)
+            if sources
+        ]
+        for part in parts
+    }
+    prints = {
+        split: [(id, looks[source].bits) for id, source in named]
+        for split, named in pictures.items()
+    }
+    same = {
+        frozenset((first["id"], second["id"]))
+        for group in report["duplicates"]
+        for first, second in combinations(group, 2)
+    }
+    report["alike"] = {}
+    for pair, ids in check_file.alike(prints).items():
+        if ids := [two for two in ids if frozenset(two) not in same]:
+            report["alike"][pair] = ids
+            report["warnings"].append(
+                f"{pair}: pictures that look the same ({len(ids):,}): {_some(map(' = '.join, ids))}"
+            )
+    readable = [
+        (id, source) for named in pictures.values() for id, source in named if looks[source].size
+    ]
+    report["faces"] = faces = check_file.pictures_without_face(readable)
+    if faces and len(faces["without"]) >= check_file.MANY_WITHOUT * faces["looked_at"]:
+        report["warnings"].append(
+            f"no face was found in {len(faces['without'])} of {faces['looked_at']} pictures that "
+            f"were searched: {_some(faces['without'])}"
+        )
 
 
 def _same(group: list[dict[str, Any]]) -> str:
@@ -397,9 +456,18 @@ def format_report(report: dict[str, Any]) -> str:
     ]
     if any("[" in cell for _, *row in lines for cell in row):
         table.append("[n]: as published, where that differs")
+    if "faces" in report:
+        table += ["", _faces_line(report["faces"])]
     table += ["", *(f"error: {message}" for message in report["errors"])]
     table += [f"warning: {message}" for message in report["warnings"]]
     return "\n".join(table).rstrip()
+
+
+def _faces_line(faces: Mapping[str, Any] | None) -> str:
+    if faces is None:
+        return "faces were not looked for: pip install 'vlmface[detect]'"
+    found = faces["looked_at"] - len(faces["without"])
+    return f"a face was found in {found} of {faces['looked_at']} pictures that were searched"
 
 
 def _order(label: str) -> tuple[bool, int, str]:
@@ -411,15 +479,27 @@ def _order(label: str) -> tuple[bool, int, str]:
 # --- the sheet ------------------------------------------------------------------------------------
 
 
-def _draw(parts: list[SplitData], looks: dict[Source, ImageCheck]) -> Image.Image | None:
-    """A few faces of each class, the classes line by line; None if no picture can be read."""
-    by = next((n for n in WORDS if any(set(p.rows[n]) - {None} for p in parts)), None)
+def _draw(
+    parts: list[SplitData], looks: dict[Source, ImageCheck], field: str | None
+) -> Image.Image | None:
+    """A few faces of each class, the classes line by line, with the number of each; None if no
+    picture can be read.
+
+    Args:
+        parts: The splits.
+        looks: Each picture, checked.
+        field: Where the labels are; None: the first of WORDS that is annotated.
+    """
+    fields = WORDS if field is None else (field,)
+    by = next((n for n in fields if any(any(p.rows[n]) for p in parts)), None)
     classes: dict[str | None, list[tuple[SplitData, int]]] = defaultdict(list)
     for part in [p for p in parts if p.split != "all"] or parts:
         labels = part.rows[by] if by else [None] * len(part.rows)
-        for row, (label, pictures) in enumerate(zip(labels, part.pictures, strict=True)):
+        for row, (value, pictures) in enumerate(zip(labels, part.pictures, strict=True)):
             if pictures and looks[pictures[len(pictures) // 2]].size:
-                classes[label].append((part, row))
+                words = value if isinstance(value, list) else [value]
+                for label in words or [None]:
+                    classes[label].append((part, row))
     most = PER_CLASS if by else PER_CLASS**2
     examples = {
         label: random.Random(0).sample(classes[label], min(most, len(classes[label])))
@@ -427,13 +507,15 @@ def _draw(parts: list[SplitData], looks: dict[Source, ImageCheck]) -> Image.Imag
     }
     columns = min(PER_CLASS, max(map(len, examples.values()), default=0))
     tiles: list[contact_sheet.Tile | None] = []
-    for rows in examples.values():
-        tiles += [_tile(part, row, by) for part, row in rows]
+    for label, rows in examples.items():
+        title = f"{label or 'no label'} ({len(classes[label]):,})" if by else None
+        tiles += [_tile(part, row, by, title) for part, row in rows]
         tiles += [None] * (-len(tiles) % columns)
     return contact_sheet.draw(tiles, columns) if tiles else None
 
 
-def _tile(part: SplitData, row: int, by: str | None) -> contact_sheet.Tile:
+def _tile(part: SplitData, row: int, by: str | None, title: str | None) -> contact_sheet.Tile:
+    """A face with its labels but those of the field `by`, which are in its title."""
     sample = FaceSample.from_row(part.rows.remove_columns(["image", "frames"])[row])
     pictures = part.pictures[row]
     image = open_image(pictures[len(pictures) // 2])
@@ -446,15 +528,16 @@ def _tile(part: SplitData, row: int, by: str | None) -> contact_sheet.Tile:
         "gender": sample.gender,
         "race": sample.race,
     }
-    title = attributes.pop(by, None) or "no label" if by else part.split
-    words = [word for word in (*attributes.values(), *(sample.context or ())) if word]
+    context = [] if by == "context" else sample.context or []
+    words = [word for name, word in attributes.items() if name != by and word] + context
     lines = [", ".join(words)] if words else []
     if sample.valence is not None and sample.arousal is not None:
         lines.append(f"valence {sample.valence:.2f}, arousal {sample.arousal:.2f}")
     if sample.aus is not None:
         lines.append(contact_sheet.units(sample))
-    where = f"{part.split}: {sample.id.removeprefix(sample.dataset + '-')}"
-    return contact_sheet.Tile(image, title, (*lines, where))
+    name = sample.id.removeprefix(f"{sample.dataset}-").removeprefix("table-")  # own files' ids
+    where = f"{part.split}: {name}"
+    return contact_sheet.Tile(image, title or part.split, (*lines, where))
 
 
 def _around(image: Image.Image, box: list[float]) -> Image.Image:

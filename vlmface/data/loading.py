@@ -112,13 +112,7 @@ def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str,
 
 def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
     """Raise UserError for an option that the data set does not have, or of the wrong type."""
-    kinds = options.option_types(dataset_module(name).read)
-    for option, value in protocol.items():
-        if option not in kinds:
-            raise UserError(
-                f"data set {name!r} has no option {option!r}; it has {', '.join(kinds) or 'none'}"
-            )
-        options.check_type(f"{name}: {option}", kinds[option], value)
+    options.check_options(name, dataset_module(name).read, protocol)
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from vlmface.data.catalog import dataset_module, is_mixture
 from vlmface.data.loading import load_dataset
 from vlmface.data.sources import content_digest, image_sources
 from vlmface.errors import UserError
+from vlmface.resources import YAML
 from vlmface.utils import config
 from vlmface.utils.ranges import Count, Positive, Seed
 
@@ -41,8 +42,8 @@ class Source:
     """A data set of a mixture.
 
     `dataset`, `root`, `split` and `options` are what `data.load` takes. A relative root, or Python
-    file of a data set, starts from the folder of the mixture's file. A source without root or split
-    takes those of the mixture.
+    or YAML file of a data set, starts from the folder of the mixture's file. A source without root
+    or split takes those of the mixture.
     `labels` turns one word into another, or into null, which leaves such rows out. `cap`: so many
     rows at most, chosen at random. `weight`: see `Mixture`.
     """
@@ -184,7 +185,7 @@ def read(path: Path) -> tuple[Mixture, list[Source]]:
         where = f"{path}, source {number}"
         source = _build(Source, values, where)
         _check_labels(where, mixture.field, source.labels)
-        if source.dataset.endswith(".py"):
+        if source.dataset.endswith((".py", *YAML)):
             file = path.parent / Path(source.dataset).expanduser()
             source = dataclasses.replace(source, dataset=str(file))
         sources.append(source)

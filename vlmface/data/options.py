@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.utils.ranges import alternatives, bare, describe, in_range, kinds
 
 
@@ -53,6 +53,24 @@ def call_reader(read: Any, root: Path | None, split: str, values: Mapping[str, A
     if holder := options_class(read):
         return read(root, split, holder(**values))
     return read(root, split, **values)
+
+
+def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that a data set does not have, or of the wrong type.
+
+    Args:
+        what: Name of the data set.
+        read: Its function `read(root, split, ...)`.
+        given: {option: value}.
+    """
+    declared = option_types(read)
+    for option, value in given.items():
+        if option not in declared:
+            raise UserError(
+                f"data set {what!r} has no option {option!r}{did_you_mean(option, declared)}; it "
+                f"has {', '.join(declared) or 'none'}"
+            )
+        check_type(f"{what}: {option}", declared[option], value)
 
 
 def check_type(name: str, kind: Any, value: Any) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import benchmarks, label_spaces, manifest
+from vlmface import benchmarks, data, label_spaces, manifest
 from vlmface.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.data import crops
 from vlmface.errors import UserError
@@ -269,6 +269,23 @@ def _server(settings: Settings) -> RemoteModel:
     return open_remote_model(endpoint, settings.run_dir, settings.prompt, settings.max_new_tokens)
 
 
+def _warn_of_other_splits(run_manifest: Manifest, benchmark: Benchmark) -> None:
+    """Warn where the YAML file of a data set was changed after training, so that people of the
+    test split may have been trained on."""
+    trained = run_manifest.dataset.get("file")
+    if not isinstance(trained, Mapping) or not data.is_dataset_file(benchmark.dataset):
+        return
+    evaluated = data.dataset_module(benchmark.dataset).to_mapping()
+    same_data = all(trained.get(key) == evaluated[key] for key in ("dataset", "root"))
+    changed = [key for key in ("splits", "options") if trained.get(key) != evaluated[key]]
+    if same_data and changed:
+        print(
+            f"warning: {' and '.join(changed)} in {benchmark.dataset} changed since the model was "
+            "trained, so it may have been trained on rows of this test split",
+            file=sys.stderr,
+        )
+
+
 def _evaluate(
     settings: Settings, benchmark: Benchmark, predictor: LocalModel | ClipModel | RemoteModel
 ) -> dict[str, Any]:
@@ -284,6 +301,8 @@ def _evaluate(
     views, frames = (crops.parse_views(about.views), about.num_frames) if about else ((), 1)
     if not isinstance(predictor, ClipModel):
         check_images(prompts, len(views), frames)
+    if about:
+        _warn_of_other_splits(about, benchmark)
     rows = load_rows(benchmark, settings.dataset_root, settings.n, views, frames)
     if not len(rows):
         raise UserError(

@@ -274,9 +274,7 @@ def arms_of(settings: Settings, benchmark: Benchmark) -> list[Arm]:
     arms = []
     for model in settings.models:
         for word in settings.prompts:
-            prompt = prompts.load(word)
-            for space in benchmark.spaces:
-                prompt = prompt.with_label_space(space)
+            prompt = prompts.load(word, next(iter(benchmark.spaces), None))
             prompts.check_images([prompt], 0, 1)  # a sweep shows pictures as they are
             short = f"{Path(model).name} / " if len(settings.models) > 1 else ""
             arms.append(Arm(short + prompt.id, model, prompt))

@@ -3,7 +3,7 @@
 The modules that are imported here define the built-in metrics, each in one place.
 """
 
-from vlmface.metrics import action_units, affect, calibration, labels, multilabel, votes
+from vlmface.metrics import action_units, affect, calibration, labels, multilabel, ordinal, votes
 from vlmface.metrics.metric import METRICS, Metric, Scope, metric
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "labels",
     "metric",
     "multilabel",
+    "ordinal",
     "votes",
 ]

@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a vision-language model: prepare, evaluate, train, evaluate, report.
 
-The recipes sft_cot, sft_attributes and context_emotion are this pipeline with other settings.
-`vlmface inspect` and the memory estimate call its preparation.
+The recipes sft_cot, sft_labels, sft_attributes and context_emotion are this pipeline with other
+settings. `vlmface inspect` and the memory estimate call its preparation.
 """
 
 from __future__ import annotations
@@ -133,10 +133,10 @@ def load_prompts(settings: SFTSettings) -> list[Prompt]:
         UserError: A prompt does not exist, cannot be asked with the label space, or is about
             another number of images than the model is shown.
     """
-    loaded = [prompts.load(name) for name in settings.prompts]
-    if settings.label_space is not None:
-        space = label_spaces.space(settings.label_space)
-        loaded = [prompt.with_label_space(space) for prompt in loaded]
+    named = settings.label_space
+    space = None if named is None else label_spaces.space(named)
+    loaded = [prompts.load(name, space) for name in settings.prompts]
+    checks.rationale_source(settings, loaded)
     task_sampling.check_prompts(settings, loaded)
     prompts.check_images(loaded, len(crops.parse_views(settings.views)), settings.num_frames)
     return loaded

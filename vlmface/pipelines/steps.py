@@ -177,10 +177,14 @@ def describe_data(settings: Any, n: int, fingerprint: str) -> dict[str, Any]:
         n: Number of rows that were trained on, after those that had to be skipped.
         fingerprint: Of the data set.
     """
+    file = {}
+    if data.is_dataset_file(settings.dataset):
+        file = {"file": data.dataset_module(settings.dataset).to_mapping()}
     return {
         "name": settings.dataset,
         "split": settings.dataset_split,
         "n": n,
         "options": settings.dataset_options,
         "fingerprint": fingerprint,
+        **file,
     }

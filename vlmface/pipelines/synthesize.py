@@ -19,7 +19,7 @@ class Settings(Checked):
 
     Args:
         model: a run folder, or the model's name at the endpoint
-        dataset: name of a data set, or the YAML file of a mixture
+        dataset: name of a data set, or the YAML file of one or of a mixture
         output_dir: folder to write: data set, README.md, rationale.html
         endpoint: URL of a server with the OpenAI API, which receives the images; null: none
         prompt: null: the run's first; the model of a server needs one

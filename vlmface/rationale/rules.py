@@ -150,20 +150,44 @@ def write(
     """
     if emotion not in facs.PROTOTYPES:
         raise UserError(f"{emotion!r} is not an emotion: use one of {', '.join(facs.PROTOTYPES)}")
-    if style not in STYLES:
-        raise UserError(f"unknown style {style!r}: use one of {', '.join(STYLES)}")
-    for au, intensity in aus.items():
-        if au not in facs.AUS:
-            raise UserError(f"AU {au!r} is not in FACS: use one of {', '.join(map(str, facs.AUS))}")
-        if intensity is not None and not 0 <= intensity <= 5:
-            raise UserError(f"AU{au} has intensity {intensity!r}: use 0 to 5, or None")
-    present = {au: aus[au] for au in facs.top_down(aus) if aus[au] != 0}
-    body = _Writer(STYLES[style], random.Random(seed)).body(present, emotion)
+    present = _present(aus)
+    body = _writer(style, seed).body(present, emotion)
     return (
         body
         if body_only
         else answers.completion_prefix(body, format) + emotion + answers.SUFFIX[format]
     )
+
+
+def describe(aus: Mapping[int, float | None], *, seed: int = 0, style: str = "plain") -> str:
+    """The rationale of a face without a conclusion, for labels that AUs are not known to be
+    evidence of: one clause for each AU.
+
+    Args:
+        aus: As in `write`.
+        seed: Of the random choices.
+        style: "plain" or "varied".
+
+    Raises:
+        UserError: An AU, intensity or style does not exist.
+    """
+    return _writer(style, seed).observations(_present(aus))
+
+
+def _present(aus: Mapping[int, float | None]) -> dict[int, float | None]:
+    """The AUs that are present, from the top of the face to its bottom. Raises UserError."""
+    for au, intensity in aus.items():
+        if au not in facs.AUS:
+            raise UserError(f"AU {au!r} is not in FACS: use one of {', '.join(map(str, facs.AUS))}")
+        if intensity is not None and not 0 <= intensity <= 5:
+            raise UserError(f"AU{au} has intensity {intensity!r}: use 0 to 5, or None")
+    return {au: aus[au] for au in facs.top_down(aus) if aus[au] != 0}
+
+
+def _writer(style: str, seed: int) -> _Writer:
+    if style not in STYLES:
+        raise UserError(f"unknown style {style!r}: use one of {', '.join(STYLES)}")
+    return _Writer(STYLES[style], random.Random(seed))
 
 
 def sample_seed(seed: int, id: str) -> int:

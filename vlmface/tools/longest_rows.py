@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from vlmface import encode, prompts
+from vlmface import encode
 from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families.base import Family
+from vlmface.pipelines.sft import load_prompts
 from vlmface.tools.recipe_setup import read_tasks
 from vlmface.train.settings import SFTSettings
 
@@ -103,7 +104,7 @@ def _assumed(
 ) -> Rows:
     length = settings.max_length
     answer = min(_ASSUMED_ANSWER, length // 2)
-    images = max(prompts.load(name).images for name in settings.prompts)
+    images = max(prompt.images for prompt in load_prompts(settings))
     collate: Callable[[Sequence[Row]], dict[str, torch.Tensor]]
     if processor is not None:
         from PIL import Image

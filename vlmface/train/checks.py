@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmface.data.dataset_file import column
 from vlmface.errors import UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
+from vlmface.prompts import Prompt
 from vlmface.train import trackers, validation
 from vlmface.utils.distributed import sharding
 from vlmface.utils.ranges import Unused
@@ -65,10 +67,28 @@ def reads_root(name: str) -> bool:
     """Whether a data set, or a mixture, may take a root."""
     from vlmface import data
 
-    if name.endswith((".yaml", ".yml")):
+    if data.is_mixture(name):
         return True
     module = data.dataset_module(name)
     return getattr(module, "NEEDS_ROOT", True) or name == "rationales"
+
+
+def rationale_source(settings: Any, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that ask for a text before the label where a data set's file has neither texts
+    nor action units to write them from. Raises UserError."""
+    from vlmface import data
+
+    asked = [prompt.id for prompt in prompts if prompt.has_rationale]
+    if not asked or not data.is_dataset_file(settings.dataset):
+        return
+    rows = data.read(
+        settings.dataset, settings.dataset_root, settings.dataset_split, **settings.dataset_options
+    )
+    if not any(value is not None for name in ("rationale", "aus") for value in column(rows, name)):
+        raise UserError(
+            f"prompt {asked[0]} explains the label by action units or a text, and "
+            f"{settings.dataset} has none of them: train with --prompt label"
+        )
 
 
 def unused_warmup(settings: Any) -> Iterator[Unused]:

@@ -270,12 +270,15 @@ def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
             "no_label", f"{sample.id} has no label of {prompt.space.id}"
         )
     if prompt.has_rationale and sample.rationale is None:
-        if sample.aus is None or sample.emotion is None:
+        if sample.aus is None or (sample.emotion is None and prompt.space.field == "emotion"):
             raise encode.SkippedSampleError(
                 "no_aus", f"{sample.id} has no annotation to write from"
             )
-        row_seed = rules.sample_seed(seed, sample.id)
-        body = rules.write(sample.intensities(), sample.emotion, seed=row_seed, body_only=True)
+        row_seed, aus = rules.sample_seed(seed, sample.id), sample.intensities()
+        if sample.emotion is None:
+            body = rules.describe(aus, seed=row_seed)
+        else:
+            body = rules.write(aus, sample.emotion, seed=row_seed, body_only=True)
         sample.rationale, sample.rationale_source, sample.rationale_saw_label = body, "rules", True
     try:
         return prompt.target(sample)

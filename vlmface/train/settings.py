@@ -6,10 +6,11 @@ in recipes/configs/*.yaml are these texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from vlmface import data, prompts
 from vlmface.errors import UserError
 from vlmface.train import checks, validation
 from vlmface.utils.ranges import (
@@ -24,6 +25,7 @@ from vlmface.utils.ranges import (
     Share,
     Unused,
     Warmup,
+    kinds,
 )
 
 Policy = Literal["frozen", "lora", "full"]
@@ -155,7 +157,7 @@ class DatasetSettings(Checked):
     """The rows that a recipe trains on.
 
     Args:
-        dataset: name of a data set, or the YAML file of a mixture
+        dataset: name of a data set, or the YAML file of one or of a mixture
         dataset_root: folder of the data set as its owners distribute it; null: it is rendered
         dataset_split: split to train on
         dataset_options: options of the data set, such as {seed: 1}
@@ -167,6 +169,26 @@ class DatasetSettings(Checked):
     dataset_split: str = "train"
     dataset_options: dict[str, Any] = field(default_factory=dict)
     n_train: Count | None = None
+
+    @classmethod
+    def implied(cls, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the YAML file of a data set: it is the benchmark, all of its training rows are read,
+        and recipes with a label space take its labels and its prompt, except where the settings
+        file names a prompt for any labels."""
+        name = given.get("dataset", stored.get("dataset"))
+        if not isinstance(name, str) or not data.is_dataset_file(name):
+            return {}
+        values: dict[str, Any] = {"benchmark": name, "n_train": None}
+        if "label_space" in kinds(cls):
+            values["label_space"] = name
+            if stored.get("prompt") not in prompts.GENERATED:
+                values["prompt"] = data.dataset_module(name).prompt
+        chosen = given if "dataset" in given else {**stored, **given}
+        return {
+            name: value
+            for name, value in values.items()
+            if name in kinds(cls) and name not in chosen
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +337,7 @@ class SFTSettings(
     AugmentationSettings,
     DatasetSettings,
 ):
-    """One run of recipes/sft_cot.py or recipes/sft_attributes.py.
+    """One run of recipes/sft_cot.py, recipes/sft_labels.py or recipes/sft_attributes.py.
 
     Args:
         base_model: checkpoint folder, or model id on the hub

@@ -41,6 +41,7 @@ class Resumable:
     - `_save_checkpoint`: a checkpoint counts only once it is complete, and has no model card. It
       lists its files, and has a hash of the names and sizes of its trained weights. Older ones are
       deleted after that, except the best one.
+    - `_load_from_checkpoint`: loads whole weights under the names that they were saved with.
     - `_run_epoch`: makes no step beyond the last one when a trained run is resumed.
     - `_evaluate`: measures what `validation` asks for, after the log of a step and before its
       checkpoint.
@@ -171,6 +172,15 @@ class Resumable:
         return {"best": entry, "stopped_early": selection.stops(history)}
 
     # --- steps ------------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # transformers 5.24 renames whole weights when it saves them. Its trainer does not undo that
+        # and ignores unknown names, so that it would load none of them.
+        files = sorted(Path(resume_from_checkpoint).glob("model*.safetensors"))
+        if files and not (hasattr(self.model, "peft_config") or self.is_fsdp_enabled):
+            load_whole_weights(self.model, files)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A run that has made its last step in the middle of an epoch would make one more.
@@ -340,6 +350,34 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         step_size = self.args.train_batch_size * self.args.world_size
         sampler = EpochSampler if isinstance(self.train_dataset, AugmentedRows) else GroupedSampler
         return sampler(self.lengths, step_size, self.args.seed)
+
+
+@torch.no_grad()
+def load_whole_weights(model: Any, files: Sequence[Path]) -> None:
+    """Load the weights of a checkpoint, which may have other names there than in the model.
+
+    Args:
+        model: Without an adapter.
+        files: The checkpoint's weights, in safetensors.
+
+    Raises:
+        UserError: They are not the model's.
+    """
+    from safetensors.torch import load_file
+    from transformers.core_model_loading import revert_weight_conversion
+
+    by_saved_name = revert_weight_conversion(model, model.state_dict())
+    own = {weight.data_ptr() for weight in model.state_dict().values()}
+    loaded = set()
+    for file in files:
+        for name, weight in load_file(file).items():
+            target = by_saved_name.get(name)
+            if target is None or target.data_ptr() not in own or target.shape != weight.shape:
+                raise UserError(f"{file}: {name} is not a weight of the model: restore the file")
+            target.copy_(weight)
+            loaded.add(target.data_ptr())
+    if loaded != own:
+        raise UserError(f"{files[0].parent} lacks {len(own - loaded)} weights: restore it")
 
 
 def check_best(checkpoint: Path) -> None:

@@ -50,6 +50,8 @@ def load_config(cls: type[T], argv: Sequence[str], *, default: str, usage: str) 
     overrides = split_args(cls, [word for word in argv if word not in ("-h", "--help")])
     file = find_config(str(overrides.pop("config", default)))
     stored = _still_true(cls, read_yaml(file), overrides)
+    if issubclass(cls, Checked):
+        stored |= cls.implied(stored, overrides)
     settings = from_dict(cls, {**stored, **overrides}, where=f"{file.name} or the command line")
     if wants_help:
         print(f"{usage}\n\nSettings, with the values that would be used now ({file}):")

@@ -14,7 +14,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -92,6 +92,19 @@ class Checked:
             value = getattr(self, name)
             if not (in_range(kind, value) and in_words(kind, value)):
                 raise UserError(f"{name} is {value!r}, but must be {describe(kind)}")
+
+    @classmethod
+    def implied(cls, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of fields that follow from those of others and were not chosen.
+
+        Args:
+            stored: {field: value} of the settings file.
+            given: {field: text} of the command line.
+
+        Returns:
+            {field: value}, which replaces the value of the settings file.
+        """
+        return {}
 
     def check(self) -> None:
         """Refuse fields that contradict each other. Raises UserError."""

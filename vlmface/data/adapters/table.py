@@ -45,7 +45,7 @@ TITLE = "your own table or image folder"
 HOME = "a csv, tsv, json, jsonl, parquet or xlsx file, or a folder of them or of label folders"
 LICENCE = "that of your data"
 # Options of label folders; the others are about tables.
-OF_FOLDERS = ("labels", "label_field", "file_split")
+OF_FOLDERS = ("labels", "label_field", "label_space", "file_split")
 
 
 def read(root: Path, split: str, options: TableOptions) -> Rows:

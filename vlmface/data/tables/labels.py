@@ -31,27 +31,42 @@ GENDERS = {"f": "female", "w": "female", "m": "male"}
 
 
 class LabelWords:
-    """The words for labels: those of the option `labels`, and the emotions with their aliases; or
-    any words, where `label_field` is context."""
+    """The words for labels: those of the option `labels`, and the labels of the label space with
+    their aliases; or any words, where `label_field` is context and there is no label space."""
 
     def __init__(self, options: TableOptions) -> None:
         self.field = options.label_field
+        self.space = options.space_of_labels
         self.mapping: dict[str, str | None] = {}
         for word, label in with_plain(options.labels or {}).items():
-            if label is None or self.field == "context":
+            if label is None or self.space is None:
                 self.mapping[word] = label
-            elif (emotion := match_label("emotion8", str(label))) is not None:
-                self.mapping[word] = emotion
+            elif (known := self._known(str(label))) is not None:
+                self.mapping[word] = known
             else:
                 raise UserError(
                     f"labels maps {word!r} to {label!r}: use one of "
-                    f"{', '.join(label_spaces.EMOTIONS)}, or None; label_field='context' keeps "
-                    "your own words"
+                    f"{', '.join(self.space.labels)}, or None{self._hint()}"
                 )
 
+    def _hint(self) -> str:
+        return "; label_field='context' keeps your own words" if self.field == "emotion" else ""
+
     def is_label(self, word: str) -> bool:
-        """Whether the option names the word, or it is an emotion."""
-        return key_of(word, self.mapping) is not None or match_label("emotion8", word) is not None
+        """Whether the option names the word, or the label space has it."""
+        if key_of(word, self.mapping) is not None:
+            return True
+        return self._known(word) is not None
+
+    def _known(self, word: str) -> str | None:
+        """The label that a word is; of emotions the one of FaceSample, which a label space may have
+        further words for, but whose labels may stand for several."""
+        if self.space is None:
+            return None
+        label = match_label(self.space, word)
+        if self.field == "emotion" and label not in label_spaces.EMOTIONS:
+            return match_label("emotion8", word)
+        return label
 
     def of_cell(self, value: Any) -> str | None:
         """The label of a cell. Raises BadCellError for a word that is not one."""
@@ -60,16 +75,36 @@ class LabelWords:
             return None
         if (key := key_of(word, self.mapping)) is not None:
             return self.mapping[key]
-        if word.casefold() in NULLS:
+        label = self._known(word)
+        if label is None and word.casefold() in NULLS:
             return None
-        if self.field == "context":
+        if self.space is None:
             return word
-        if (label := match_label("emotion8", word)) is None:
+        if label is None:
             raise BadCellError(
-                f"one of {', '.join(label_spaces.EMOTIONS)}: map it, labels={{{word!r}: 'anger'}}, "
-                "or to None if it is not one of them; label_field='context' keeps your own words"
+                f"one of {', '.join(self.space.labels)}: map it, "
+                f"labels={{{word!r}: {self.space.labels[0]!r}}}, or to None if it is not one of "
+                f"them{self._hint()}"
             )
         return label
+
+    def of_words(self, value: Any) -> list[str] | None:
+        """The labels of a cell of words. Raises BadCellError for a word that is not a label, and
+        for several labels where the label space has one a face."""
+        if self.space is not None and isinstance(value, str) and self.is_label(value.strip()):
+            words = [value.strip()]  # although it may hold a separator
+        else:
+            words = (
+                own_words(value, several=self.space is not None and self.space.multi_label) or []
+            )
+        labels = [label for word in words if (label := self.of_cell(word)) is not None]
+        labels = list(dict.fromkeys(labels))
+        if len(labels) > 1 and self.space is not None and not self.space.multi_label:
+            raise BadCellError(
+                f"one label of {self.space.id}: keep one, or add multi_label: true to the label "
+                "space"
+            )
+        return labels or None
 
     def label(self, word: str, where: str) -> str | None:
         """The label of a word. Raises UserError that begins with `where` for one that is not."""
@@ -104,13 +139,14 @@ def read_labels(
     if words.field == "emotion":
         read("emotion", words.of_cell)
         read("context", own_words)
-    elif "emotion" in source:
+    elif "emotion" in source and words.space is None:
         raise UserError(
             f"label_field='context', but {source['emotion']!r} is read as the emotion: use "
             "columns={'emotion': None, 'context': '...'}"
         )
     else:
-        read("context", lambda value: _mapped(own_words(value), words))
+        read("emotion", LabelWords(TableOptions()).of_cell)
+        read("context", words.of_words)
     read("subject", as_text)
     read("rationale", as_label)
     for field in WORDS:
@@ -121,15 +157,16 @@ def read_labels(
     return fields
 
 
-def own_words(value: Any) -> list[str] | None:
-    """The words of a cell: a list, a JSON list, or words that `;` or `|` separate."""
+def own_words(value: Any, several: bool = False) -> list[str] | None:
+    """The words of a cell: a list, a JSON list, or words that `;` or `|` separate; with `several`
+    also a comma."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except ValueError as error:
             raise BadCellError("words, or a JSON list of them") from error
     if isinstance(value, str):
-        words = re.split(r"[;|]", value)
+        words = re.split(r"[;|,]" if several else r"[;|]", value)
     elif isinstance(value, list) and all(isinstance(item, str) for item in value):
         words = value
     elif isinstance(value, int | float):
@@ -137,11 +174,6 @@ def own_words(value: Any) -> list[str] | None:
     else:
         raise BadCellError("words, or a list of them")
     return [w.strip() for w in words if w.strip().casefold() not in NULLS] or None
-
-
-def _mapped(cell: list[str] | None, words: LabelWords) -> list[str] | None:
-    labels = [label for word in cell or () if (label := words.of_cell(word)) is not None]
-    return labels or None
 
 
 def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmface import label_spaces
 from vlmface.data.records import check_choice
 from vlmface.errors import UserError
+from vlmface.label_spaces import LabelSpace
 from vlmface.schema import RATIONALE_SOURCES
 from vlmface.utils.ranges import Count, Natural
 
@@ -52,6 +54,8 @@ class TableOptions:
             are known.
         label_field: "emotion" or "context": the field for the names of label folders and for the
             majority of votes. "context" keeps your own words.
+        label_space: what the labels of `label_field` are: a name, a YAML file or a LabelSpace. By
+            default emotions are the eight of FaceSample, and words of "context" are not checked.
         votes: columns of votes, probabilities or 0 and 1, one for each word: a pattern of names, a
             list, or {word: column}. They become `label_votes`, and the label is the word with most
             votes, if no column holds the label; a tie has no label.
@@ -93,6 +97,7 @@ class TableOptions:
     labels: Mapping[Any, str | None] | None = None
     words: Mapping[str, Mapping[Any, str | None]] | None = None
     label_field: str = "emotion"
+    label_space: str | LabelSpace | None = None
     votes: str | Sequence[str] | Mapping[Any, Column] | None = None
     images: str | None = None
     num_frames: Count = 16
@@ -117,6 +122,16 @@ class TableOptions:
     sheet: str | None = None
     rationale_source: str = "human"
     rationale_saw_label: bool = False
+
+    @property
+    def space_of_labels(self) -> LabelSpace | None:
+        """The label space of `label_field`; None for any words."""
+        space = self.label_space
+        if isinstance(space, str):
+            space = label_spaces.space(space)
+        if space is not None and space.field == self.label_field:
+            return space
+        return label_spaces.space("emotion8") if self.label_field == "emotion" else None
 
     def __post_init__(self) -> None:
         for option, allowed in CHOICES.items():

@@ -1,0 +1,219 @@
+"""Words of a table or names of folders as the labels of a label space."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmface import label_spaces
+from vlmface.errors import UserError
+from vlmface.label_spaces import LabelSpace, normalise
+
+_SEPARATORS = re.compile(r"\s*[;,|]\s*")
+_SEVERAL = 0.2  # share of the cells with several words from which on a face has several labels
+EMOTION_SPACES = ("emotion7", "emotion8")
+
+
+@dataclass(frozen=True)
+class LabelGuess:
+    """The labels of a data set.
+
+    Attributes:
+        space: The label space.
+        definition: It in the YAML file: a name, a file, or its definition.
+        counts: {label: rows}.
+        mapping: The option `labels`: words that stand for a label, or for None.
+    """
+
+    space: LabelSpace
+    definition: str | dict[str, Any]
+    counts: dict[str, int]
+    mapping: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class LabelChoices:
+    """What the command line says about labels.
+
+    Attributes:
+        space: A label space's name or file, for --label-space.
+        words: "0=anger" or the name of a data set's coding, for --labels.
+        ordered: The labels from the lowest to the highest, for --ordered.
+        several: Whether a face may have several labels, for --multi-label.
+    """
+
+    space: str | None = None
+    words: Sequence[str] = ()
+    ordered: Sequence[str] = ()
+    several: bool = False
+
+
+def guess_labels(
+    words: Mapping[str, int], choices: LabelChoices, where: str, id: str
+) -> LabelGuess:
+    """The label space of words: a built-in one if it has them all, else one of their own.
+
+    Args:
+        words: {word: rows}.
+        choices: Of the command line.
+        where: The column or folder, for messages.
+        id: Of a label space of their own.
+
+    Raises:
+        UserError: The words are numbers without a meaning, a single one, or not in the label space
+            that was named.
+    """
+    mapping = read_mapping(choices.words, words)
+    meant = _apply(words, mapping)
+    if not meant:
+        raise UserError(f"{where}: there are no labels: name their column, --label COLUMN")
+    several = choices.several or _has_several(meant)
+    if several:
+        meant = _pieces(meant)
+    numeric = [word for word in meant if re.fullmatch(r"[-+]?\d+(\.\d+)?", word)]
+    if numeric and choices.space is None and not choices.ordered:
+        listed = ", ".join(sorted(numeric)[:8])
+        raise UserError(
+            f"{where}: the labels are numbers ({listed}): say what they mean, --labels 0=anger "
+            "1=disgust ..., or that they are coded as in a data set, --labels "
+            f"{' | '.join(label_spaces.CODINGS)}"
+        )
+    if choices.space is not None:
+        space = label_spaces.space(choices.space)
+        return LabelGuess(space, choices.space, _count(meant, space, where), mapping)
+    spelling = _spellings(meant)
+    if len(spelling) < 2:
+        (only,) = spelling.values()
+        raise UserError(
+            f"{where}: all rows have the label {only!r}, but a model needs two at least to choose "
+            "from: name another column with --label COLUMN"
+        )
+    if not several and not choices.ordered and (built_in := _built_in(spelling.values())):
+        return LabelGuess(built_in, built_in.id, _count(meant, built_in, where), mapping)
+    definition = _define(id, spelling, choices.ordered, several, where)
+    space = label_spaces.from_mapping({"source": id, **definition}, where)
+    return LabelGuess(space, definition, _count(meant, space, where), mapping)
+
+
+def read_mapping(words: Sequence[str], known: Mapping[str, int]) -> dict[str, str | None]:
+    """{word: label or None} of --labels: pairs such as 0=anger and bored=null, or the name of a
+    data set's coding.
+
+    Raises:
+        UserError: It is neither, or a word does not occur.
+    """
+    if len(words) == 1 and words[0] in label_spaces.CODINGS:
+        codes = label_spaces.CODINGS[words[0]].codes
+        return {str(code): label for code, label in codes.items() if str(code) in known}
+    mapping: dict[str, str | None] = {}
+    for text in (part for word in words for part in word.split(",")):
+        word, equals, label = (part.strip() for part in text.partition("="))
+        if not equals or not label:
+            raise UserError(
+                f"--labels {text!r} is not WORD=LABEL: write 0=anger 1=disgust ..., or one of the "
+                f"codings {', '.join(label_spaces.CODINGS)}"
+            )
+        if normalise(word) not in {normalise(other) for other in known}:
+            raise UserError(f"--labels maps {word!r}, but the labels are {_listed(known)}")
+        mapping[word] = None if label in ("null", "none") else label
+    return mapping
+
+
+def _apply(words: Mapping[str, int], mapping: Mapping[str, str | None]) -> dict[str, int]:
+    """{label or word: rows} after the mapping."""
+    by_word = {normalise(word): label for word, label in mapping.items()}
+    meant: dict[str, int] = defaultdict(int)
+    for word, count in words.items():
+        label = by_word.get(normalise(word), word)
+        if label is not None:
+            meant[label] += count
+    return dict(meant)
+
+
+def _has_several(words: Mapping[str, int]) -> bool:
+    """Whether cells are lists, whose words are fewer than the cells are different."""
+    listed = sum(count for word, count in words.items() if _SEPARATORS.search(word))
+    return listed >= _SEVERAL * sum(words.values()) and len(_pieces(words)) <= len(words)
+
+
+def _pieces(words: Mapping[str, int]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for word, count in words.items():
+        for piece in _SEPARATORS.split(word):
+            if piece:
+                counts[piece] += count
+    return dict(counts)
+
+
+def _spellings(words: Mapping[str, int]) -> dict[str, str]:
+    """{normalised word: its most frequent spelling}, in alphabetical order."""
+    spellings: dict[str, dict[str, int]] = defaultdict(dict)
+    for word, count in words.items():
+        if key := normalise(word):
+            spellings[key][word] = spellings[key].get(word, 0) + count
+    return {
+        key: max(sorted(counts), key=lambda word: (counts[word], not word.isupper()))
+        for key, counts in sorted(spellings.items())
+    }
+
+
+def _built_in(words: Any) -> LabelSpace | None:
+    """The built-in label space of one label a face that has all of the words, the smallest of
+    emotions first."""
+    listed = list(words)
+    others = sorted(label_spaces.SPACES, key=lambda name: len(label_spaces.SPACES[name].labels))
+    for name in dict.fromkeys((*EMOTION_SPACES, *others)):
+        space = label_spaces.SPACES[name]
+        usable = not space.multi_label and space.field in ("emotion", "context")
+        if usable and all(space.match(word) for word in listed):
+            return space
+    return None
+
+
+def _define(
+    id: str, spelling: Mapping[str, str], ordered: Sequence[str], several: bool, where: str
+) -> dict[str, Any]:
+    labels = list(spelling.values())
+    if ordered:
+        if {normalise(word) for word in ordered} != set(spelling):
+            raise UserError(
+                f"{where}: --ordered {' '.join(ordered)} must name each label once, which are "
+                f"{', '.join(labels)}"
+            )
+        labels = [spelling[normalise(word)] for word in ordered]
+    return {
+        "id": id,
+        "field": "context",
+        "labels": labels,
+        **({"ordered": True} if ordered else {}),
+        **({"multi_label": True} if several else {}),
+    }
+
+
+def _count(words: Mapping[str, int], space: LabelSpace, where: str) -> dict[str, int]:
+    counts = dict.fromkeys(space.labels, 0)
+    for word, count in words.items():
+        label = space.match(word)
+        if label is None:
+            raise UserError(
+                f"{where}: {word!r} is not a label of {space.id} "
+                f"({', '.join(space.labels)}): map it, --labels {word!r}={space.labels[0]}, or use "
+                "another label space"
+            )
+        counts[label] += count
+    return counts
+
+
+def space_name(path: Path) -> str:
+    """An id of a label space for a file or folder."""
+    name = re.sub(r"[^\w.-]", "_", path.name.split(".")[0] or "labels").lstrip(".-") or "labels"
+    return f"{name}_labels"[: label_spaces.LONGEST_ID]
+
+
+def _listed(words: Mapping[str, int]) -> str:
+    listed = list(words)
+    return ", ".join(listed[:10]) + (", ..." if len(listed) > 10 else "")

@@ -1,0 +1,70 @@
+"""Names that columns have for what they hold, in several languages."""
+
+from __future__ import annotations
+
+import unicodedata
+
+ROLES = (
+    "image",
+    "video",
+    "split",
+    "subject",
+    "label",
+    "valence",
+    "arousal",
+    "age",
+    "age_group",
+    "gender",
+    "race",
+    "rationale",
+)
+_NAMES = {
+    "image": """image img images imagepath imagefile imagename imgpath imgname file filename files
+        filepath path picture pictures picturepath pic photo photopath foto fotos bild bilddatei
+        bilder datei dateiname pfad subdirectoryfilepath pth input facepath crop fichier chemin
+        archivo imagen ruta arquivo imagem caminho immagine percorso bestand afbeelding plik zdjęcie
+        файл изображение путь 图像 图片 文件 文件名 路径 画像 ファイル 이미지 파일""",
+    "video": """video videopath videofile videoname clip clippath film vídeo 视频 動画 비디오""",
+    "split": """split usage set subset partition phase fold datasplit dataset teilmenge aufteilung
+        ensemble conjunto partición partição insieme 划分 分割""",
+    "subject": """subject subjectid subjectname subj subid sub participant participantid pid person
+        personid identity identityid actor actorid speaker user userid uid patient patientid proband
+        probandid versuchsperson versuchspersonid vp vpn vpcode teilnehmer teilnehmerid sujet
+        participante sujeto persona soggetto partecipante deelnemer osoba uczestnik участник
+        испытуемый человек 被试 受试者 人物 人 被験者 参加者 피험자 참가자""",
+    "label": """label labels emotion emotions expression class classname category target state
+        affect mood engagement sentiment annotation emotionlabel finalemotion gefühl emotionen
+        zustand klasse etikett stimmung ausdruck kategorie émotion étiquette classe état humeur
+        emoción emociones etiqueta estado clase emoção rótulo emozione etichetta stato emotie
+        emocja etykieta эмоция метка класс состояние 情绪 情感 表情 标签 类别 状态 感情 ラベル
+        감정 라벨""",
+    "valence": "valence valenz val pleasure valencia valência valenza валентность 效价",
+    "arousal": "arousal aktivierung erregung activation aro éveil activación attivazione 唤醒度",
+    "age": "age alter years jahre âge edad idade età leeftijd возраст 年龄 年齢 나이",
+    "age_group": "agegroup agerange altersgruppe agebin agecategory",
+    "gender": "gender sex geschlecht genre sexe género sexo gênero genere sesso geslacht пол 性别",
+    "race": "race ethnicity ancestry ethnie herkunft etnia raza raça razza 种族",
+    "rationale": """rationale caption description text explanation reason reasoning comment
+        beschreibung begründung texte légende explication texto descripción explicación testo
+        descrizione 描述 说明""",
+}
+
+
+def plain(name: str) -> str:
+    """A name without letter case, accents, and anything but letters and digits."""
+    text = unicodedata.normalize("NFKD", name).casefold()
+    return "".join(c for c in text if c.isalnum())
+
+
+_ROLE_OF = {plain(name): role for role, names in _NAMES.items() for name in names.split()}
+_PLACE = {plain(name): i for names in _NAMES.values() for i, name in enumerate(names.split())}
+
+
+def role_of(name: str) -> str | None:
+    """What a column of that name holds, one of ROLES; None if the name does not tell."""
+    return _ROLE_OF.get(plain(name))
+
+
+def place_of(name: str) -> int:
+    """A number that is lower for more common names of a role."""
+    return _PLACE.get(plain(name), len(_PLACE))
