@@ -306,10 +306,10 @@ def test_a_cell_of_a_markdown_table_is_text() -> None:
     ],
 )
 def test_a_cell_of_a_table_is_no_formula(value: str) -> None:
-    from vlmface.demo.batch import _safe_cell
+    from vlmface.utils.spreadsheet import safe_cell
 
-    assert str(_safe_cell(value)).startswith("'")
-    assert [_safe_cell(plain) for plain in ("a=1", "", "face.png", None, 3)] == [
+    assert str(safe_cell(value)).startswith("'")
+    assert [safe_cell(plain) for plain in ("a=1", "", "face.png", None, 3)] == [
         "a=1",
         "",
         "face.png",

@@ -15,9 +15,22 @@ from vlmface.utils.ranges import Count, Port, kinds
 def add_predict(commands: Commands) -> None:
     """`vlmface predict`."""
     predict = commands.add_parser("predict", help="rationale, emotion and action units of images")
-    predict.add_argument("images", nargs="+", help="image files, folders or videos")
+    predict.add_argument(
+        "images", nargs="+", help="image files, folders or videos; -: names on standard input"
+    )
     _add_model(predict)
-    predict.add_argument("--json", action="store_true", help="one JSON object a line")
+    output = predict.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="one JSON object a line")
+    output.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write a table with one row per face; a second call adds the files that it lacks",
+    )
+    predict.add_argument("--overwrite", action="store_true", help="replace the table of --csv")
+    predict.add_argument(
+        "--null", action="store_true", help="names on standard input end in NUL (find -print0)"
+    )
     predict.add_argument(
         "--box",
         nargs=4,
@@ -37,17 +50,20 @@ def add_predict(commands: Commands) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from vlmface.infer.command import predict_command
+    from vlmface.infer.command import PredictOptions, predict_command
 
-    return predict_command(
-        arguments.images,
-        arguments.model,
-        arguments.json,
-        arguments.batch_size,
+    options = PredictOptions(
+        images=arguments.images,
+        model=arguments.model,
+        batch_size=arguments.batch_size,
         box=arguments.box,
         faces=arguments.faces,
-        **_predictor_options(arguments),
+        as_json=arguments.json,
+        csv=arguments.csv,
+        overwrite=arguments.overwrite,
+        null=arguments.null,
     )
+    return predict_command(options, **_predictor_options(arguments))
 
 
 def add_serve(commands: Commands) -> None:

@@ -11,7 +11,6 @@ import io
 import json
 import stat
 import struct
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from vlmface import facs
 from vlmface.demo import model_choices
 from vlmface.errors import UserError
 from vlmface.utils.images import open_image
+from vlmface.utils.spreadsheet import safe_cell
 
 if TYPE_CHECKING:
     from vlmface.data.detect import Box
@@ -35,7 +35,6 @@ MAX_FILE_BYTES = 25 * 2**20  # of one picture
 MAX_TOTAL_BYTES = 256 * 2**20  # of all pictures of one batch, unpacked
 MAX_PIXELS = 48_000_000
 _MAX_DIRECTORY_BYTES = 2**20  # an archive's list of files: some ten thousand names
-_SKIPPED_BEFORE_FORMULA = " \t\r\n\v\f\0\u00a0\u200b\ufeff'\""  # by some spreadsheets
 _END_OF_DIRECTORY, _END_OF_DIRECTORY_64 = b"PK\5\6", b"PK\6\7"
 
 
@@ -255,7 +254,7 @@ def as_csv(rows: Sequence[Row], tasks: Sequence[str]) -> str:
         ]
     )
     for row in rows:
-        table.writerow([_safe_cell(value) for value in _csv_values(row, tasks)])
+        table.writerow([safe_cell(value) for value in _csv_values(row, tasks)])
     return buffer.getvalue()
 
 
@@ -276,12 +275,3 @@ def _csv_values(row: Row, tasks: Sequence[str]) -> Iterator[object]:
         confident = "yes" if report.is_confident else "no"
         yield from (confident, units, report.status, report.rationale)
     yield row.problem
-
-
-def _safe_cell(value: object) -> object:
-    """Text that a spreadsheet would evaluate as a formula is quoted."""
-    if isinstance(value, str):
-        start = unicodedata.normalize("NFKC", value.lstrip(_SKIPPED_BEFORE_FORMULA)[:1])
-        if start in ("=", "+", "-", "@") or value[:1] in ("\t", "\r", "\n"):
-            return f"'{value}"
-    return value

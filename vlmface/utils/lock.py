@@ -47,8 +47,8 @@ def hold(folder: str | Path) -> Iterator[None]:
         descriptor = _acquire(path, folder)
     except OSError as error:
         raise UserError(
-            f"cannot lock {folder} with {path} ({error.strerror}): use an --output_dir in a folder "
-            "that you may write to"
+            f"cannot lock {folder} with {path} ({error.strerror}): write to a folder in "
+            "which you may create files"
         ) from error
     _held.add(descriptor)
     try:

@@ -1,0 +1,44 @@
+"""A report as text for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlmface import facs
+from vlmface.utils.terminal import printable
+
+if TYPE_CHECKING:
+    from vlmface.infer.face_report import FaceReport
+    from vlmface.infer.prediction import Prediction
+
+
+def as_text(name: str, report: FaceReport) -> str:
+    """One task: the answer with everything the model wrote. Several tasks: one line each."""
+    if not report.has_prediction:
+        reason = "no face found, so the model was not run (--faces none uses the whole picture)"
+        return f"{printable(name)}: {reason}"
+    if len(report.answers) == 1:
+        primary = report.primary
+        lines = [f"{printable(name)}: {_label(primary)}"]
+        if primary.probabilities:
+            lines.append(f"  probabilities: {_top_labels(primary)}")
+        if report.aus:
+            lines.append("  action units: " + ", ".join(facs.name(au) for au in report.aus))
+        lines.append(f"  {report.rationale or primary.text}")
+    else:
+        lines = [f"{printable(name)}:"]
+        for task, prediction in report.answers.items():
+            likely = f" ({_top_labels(prediction)})" if prediction.probabilities else ""
+            lines.append(f"  {task.replace('_', ' ')}: {_label(prediction)}{likely}")
+    if report.scene_only:
+        lines.append("  no face was found in it: the scene alone was judged")
+    return "\n".join(lines)
+
+
+def _label(prediction: Prediction) -> str:
+    return prediction.answer.text_labels or f"no valid answer ({prediction.answer.status})"
+
+
+def _top_labels(prediction: Prediction) -> str:
+    ranked = sorted((prediction.probabilities or {}).items(), key=lambda item: -item[1])
+    return ", ".join(f"{label} {p:.2f}" for label, p in ranked[:3])
