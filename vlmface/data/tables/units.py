@@ -12,7 +12,7 @@ from vlmface import facs
 from vlmface.data.rows import action_units
 from vlmface.data.tables.cells import (
     BadCellError,
-    as_number,
+    as_flag_or_number,
     as_text,
     cell_error,
     convert,
@@ -167,7 +167,7 @@ def _column(
         if kind == "intensity" and word.upper() in GRADES:
             return GRADES[word.upper()]
         try:
-            return as_number(value, options.decimal)
+            return as_flag_or_number(value, options.decimal)
         except BadCellError as error:
             raise BadCellError(EXPECTED[kind]) from error
 
