@@ -156,8 +156,7 @@ def _values(
 def _column(
     table: Table, column: str, rows: np.ndarray, kind: str, options: TableOptions, clip: bool
 ) -> np.ndarray:
-    codes_given = options.au_missing
-    codes = [codes_given] if np.ndim(codes_given) == 0 else list(codes_given)
+    codes: list[Any] = np.ravel(np.array(options.au_missing, object)).tolist()
     words = {normalise_cell(code) for code in codes}
 
     def of_cell(value: Any) -> float | None:
