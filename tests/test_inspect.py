@@ -140,7 +140,9 @@ def test_the_rows_are_those_that_training_encodes(
     ]
     trained: list[Any] = []
 
-    def stop(base: Path, processor: Any, family: Any, rows: Any, settings: Any) -> None:
+    def stop(
+        base: Path, processor: Any, family: Any, rows: Any, settings: Any, validation: Any
+    ) -> None:
         trained.append(rows)
         raise KeyboardInterrupt
 

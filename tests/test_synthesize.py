@@ -166,7 +166,7 @@ def recipe() -> Recipe:
             "num_samples": 3,
             "batch_size": 3,
             "temperature": 0.7,
-            "balance_by": "null",
+            "max_label_ratio": "null",
         }
         return main(to_argv(fixed | fields))
 
