@@ -248,14 +248,14 @@ def generate(name: str, space: label_spaces.LabelSpace) -> Prompt:
         space: What may be answered.
     """
     question = _SEVERAL if space.multi_label else _QUESTIONS[space.field]
-    one = "all that apply of" if space.multi_label else "one of"
+    quantifier = "all that apply of" if space.multi_label else "one of"
     if name == "label":
         format = "labels" if space.multi_label else "label"
-        user = f"{question} Answer with {one}: {{candidates}}."
+        user = f"{question} Answer with {quantifier}: {{candidates}}."
     else:
         format = "think_labels" if space.multi_label else "think_answer"
         steps = _UNITS if name == "au_rationale" else f"{question} {_TEXT}"
-        user = f"{steps}\nThen give {one} {{candidates}} inside <answer></answer>."
+        user = f"{steps}\nThen give {quantifier} {{candidates}} inside <answer></answer>."
     return Prompt(
         id=f"{name}_{space.id}"[: label_spaces.LONGEST_ID],
         version=1,

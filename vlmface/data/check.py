@@ -466,8 +466,10 @@ def format_report(report: dict[str, Any]) -> str:
 def _faces_line(faces: Mapping[str, Any] | None) -> str:
     if faces is None:
         return "faces were not looked for: pip install 'vlmface[detect]'"
-    found = faces["looked_at"] - len(faces["without"])
-    return f"a face was found in {found} of {faces['looked_at']} pictures that were searched"
+    num_with_face = faces["looked_at"] - len(faces["without"])
+    return (
+        f"a face was found in {num_with_face} of {faces['looked_at']} pictures that were searched"
+    )
 
 
 def _order(label: str) -> tuple[bool, int, str]:

@@ -44,28 +44,28 @@ def label_warnings(file: DatasetFile, splits: Mapping[str, datasets.Dataset]) ->
         file: The data set.
         splits: {split: its rows}.
     """
-    found, space = [], file.label_space
+    findings, space = [], file.label_space
     for split, rows in splits.items():
         labels = row_labels(rows, space)
         counts = Counter(label for row in labels for label in row)
         if not counts:
-            found.append(f"{split}: no row has a label of {space.id}")
+            findings.append(f"{split}: no row has a label of {space.id}")
             continue
         if lacking := [label for label in space.labels if not counts[label]]:
-            found.append(f"{split}: no row has the label {_listed(lacking)}")
+            findings.append(f"{split}: no row has the label {_listed(lacking)}")
         if without := sum(not row for row in labels):
-            found.append(f"{split}: {without:,} of {len(labels):,} rows have no label")
+            findings.append(f"{split}: {without:,} of {len(labels):,} rows have no label")
         if split != "train":
             continue
         if few := [f"{label} ({n})" for label, n in counts.items() if n < FEW]:
-            found.append(f"train: fewer than {FEW} rows of {_listed(few)}")
+            findings.append(f"train: fewer than {FEW} rows of {_listed(few)}")
         (most, n), (least, rare) = counts.most_common()[0], counts.most_common()[-1]
         if n >= UNEVEN * rare:
-            found.append(
+            findings.append(
                 f"train: {n:,} rows of {most}, but {rare:,} of {least}: rows of the same number "
                 "of each label are trained on with --balance_by labels"
             )
-    return found
+    return findings
 
 
 def people_warnings(file: DatasetFile, splits: Mapping[str, datasets.Dataset]) -> list[str]:

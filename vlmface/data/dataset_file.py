@@ -208,10 +208,10 @@ class DatasetFile:
         """The part of each row."""
         by, groups = self._groups(rows)
         labels = row_labels(rows, self.label_space)
-        what = "people" if by == "subject" else "pictures"
+        units = "people" if by == "subject" else "pictures"
         if len(set(groups)) < len(shares):
             raise UserError(
-                f"{self.path}: {len(rows)} rows show {len(set(groups))} {what}, too few for the "
+                f"{self.path}: {len(rows)} rows show {len(set(groups))} {units}, too few for the "
                 f"splits {', '.join(shares)}: add data, or leave validation out of splits"
             )
         rare = None if self.label_space.multi_label else splits.rare_label(groups, labels)
@@ -262,13 +262,13 @@ class DatasetFile:
     def _options(self) -> dict[str, Any]:
         """The options of the data set, with those that other keys of the file stand for."""
         merged = dict(self.definition.options)
-        known = options.option_types(self._module.read)
+        option_names = options.option_types(self._module.read)
         if self.definition.dataset in OWN_FILES and isinstance(merged.get("images"), str):
             merged["images"] = str(self.path.parent / Path(merged["images"]).expanduser())
         if isinstance(merged.get("columns"), dict):
             merged["columns"] = self._columns(merged["columns"])
         if self.splits.column is not None:
-            if "split_column" not in known:
+            if "split_column" not in option_names:
                 raise UserError(
                     f"{self.path}: splits names the column {self.splits.column!r}, but data set "
                     f"{self.definition.dataset} has no columns: leave it out"
@@ -278,7 +278,7 @@ class DatasetFile:
             options.check_options(self.definition.dataset, self._module.read, merged)
         except UserError as error:
             raise UserError(f"options of {self.path}: {error}") from error
-        if "label_space" in known:
+        if "label_space" in option_names:
             merged.setdefault("label_space", self.label_space)
             if self.label_space.field == "context":
                 merged.setdefault("label_field", "context")
@@ -344,15 +344,15 @@ class DatasetFile:
 def row_labels(rows: Rows | datasets.Dataset, space: LabelSpace) -> list[tuple[str, ...]]:
     """The labels of each row in a label space; () for a row without one."""
     columns = {name: column(rows, name) for name in dict.fromkeys((space.field, "age"))}
-    found: list[tuple[str, ...]] = []
+    labels_of_rows: list[tuple[str, ...]] = []
     for value, age in zip(columns[space.field], columns["age"], strict=True):
         if value is None and space.field == "age_group" and age is not None:
-            found.append((space.age_group_of(age),))
+            labels_of_rows.append((space.age_group_of(age),))
             continue
         words = value if isinstance(value, list | tuple) else [value]
         labels = {space.match(word) for word in words if word}
-        found.append(tuple(label for label in space.labels if label in labels))
-    return found
+        labels_of_rows.append(tuple(label for label in space.labels if label in labels))
+    return labels_of_rows
 
 
 def _ids(rows: Rows | datasets.Dataset) -> list[str]:

@@ -78,15 +78,15 @@ def rationale_source(settings: Any, prompts: Sequence[Prompt]) -> None:
     nor action units to write them from. Raises UserError."""
     from vlmface import data
 
-    asked = [prompt.id for prompt in prompts if prompt.has_rationale]
-    if not asked or not data.is_dataset_file(settings.dataset):
+    rationale_prompts = [prompt.id for prompt in prompts if prompt.has_rationale]
+    if not rationale_prompts or not data.is_dataset_file(settings.dataset):
         return
     rows = data.read(
         settings.dataset, settings.dataset_root, settings.dataset_split, **settings.dataset_options
     )
     if not any(value is not None for name in ("rationale", "aus") for value in column(rows, name)):
         raise UserError(
-            f"prompt {asked[0]} explains the label by action units or a text, and "
+            f"prompt {rationale_prompts[0]} explains the label by action units or a text, and "
             f"{settings.dataset} has none of them: train with --prompt label"
         )
 

@@ -367,17 +367,23 @@ def load_whole_weights(model: Any, files: Sequence[Path]) -> None:
     from transformers.core_model_loading import revert_weight_conversion
 
     by_saved_name = revert_weight_conversion(model, model.state_dict())
-    own = {weight.data_ptr() for weight in model.state_dict().values()}
+    storage_addresses = {weight.data_ptr() for weight in model.state_dict().values()}
     loaded = set()
     for file in files:
         for name, weight in load_file(file).items():
             target = by_saved_name.get(name)
-            if target is None or target.data_ptr() not in own or target.shape != weight.shape:
+            if (
+                target is None
+                or target.data_ptr() not in storage_addresses
+                or target.shape != weight.shape
+            ):
                 raise UserError(f"{file}: {name} is not a weight of the model: restore the file")
             target.copy_(weight)
             loaded.add(target.data_ptr())
-    if loaded != own:
-        raise UserError(f"{files[0].parent} lacks {len(own - loaded)} weights: restore it")
+    if loaded != storage_addresses:
+        raise UserError(
+            f"{files[0].parent} lacks {len(storage_addresses - loaded)} weights: restore it"
+        )
 
 
 def check_best(checkpoint: Path) -> None:

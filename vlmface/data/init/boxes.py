@@ -32,10 +32,10 @@ def face_box(columns: Mapping[str, Column]) -> tuple[list[str] | None, dict[str,
         for four, box_format in _FOUR:
             wanted = [before + side for side in four]
             if all(name in names for name in wanted):
-                found = [names[name] for name in wanted]
-                values = [value for name in found for value in columns[name].numbers or ()]
+                corner_columns = [names[name] for name in wanted]
+                values = [value for name in corner_columns for value in columns[name].numbers or ()]
                 options: dict[str, Any] = {"box_format": box_format}
                 if max(values) <= 1:
                     options["box_units"] = "relative"
-                return found, options
+                return corner_columns, options
     return None, {}

@@ -62,13 +62,13 @@ class Column:
     @cached_property
     def words(self) -> dict[str, int]:
         """{text: rows} of the values that are texts or numbers and not empty."""
-        found: dict[str, int] = {}
+        counts_of_words: dict[str, int] = {}
         for value, count in zip(self.values, self.counts.tolist(), strict=True):
             if isinstance(value, str | int | float):
                 text = str(value).strip()
                 if text.casefold() not in NULLS:
-                    found[text] = found.get(text, 0) + count
-        return found
+                    counts_of_words[text] = counts_of_words.get(text, 0) + count
+        return counts_of_words
 
     def share(self, fits: Any) -> float:
         """The share of the annotated rows whose word fits."""
@@ -114,8 +114,8 @@ def guess(
             continue
         taken = {*roles.values(), *(name for name in chosen.values() if name)}
         free = {name: column for name, column in columns.items() if name not in taken}
-        if found := _GUESSES[role](role, free, len(table)):
-            roles[role] = found
+        if guessed_column := _GUESSES[role](role, free, len(table)):
+            roles[role] = guessed_column
     return roles
 
 
@@ -124,13 +124,13 @@ def units(columns: Mapping[str, Column]) -> dict[str, Any]:
     without any."""
     named = {name: match for name in columns if (match := _UNIT.fullmatch(name.strip()))}
     numeric = {name: columns[name].numbers for name in named}
-    kept = {name: values for name, values in numeric.items() if values}
-    graded = [name for name in kept if (named[name][2] or "").lower().endswith("r")]
-    coded = [name for name in kept if (named[name][2] or "").lower().endswith("c")]
-    chosen = graded or coded or list(kept)
+    by_column = {name: values for name, values in numeric.items() if values}
+    graded = [name for name in by_column if (named[name][2] or "").lower().endswith("r")]
+    coded = [name for name in by_column if (named[name][2] or "").lower().endswith("c")]
+    chosen = graded or coded or list(by_column)
     if not chosen:
         return {}
-    values = np.unique([value for name in chosen for value in kept[name]])
+    values = np.unique([value for name in chosen for value in by_column[name]])
     codes = [value for value in values.tolist() if value in (-1, 9, 99, 999)]
     values = values[~np.isin(values, codes)]
     if np.isin(values, (0, 1)).all():
@@ -187,11 +187,11 @@ def _is_picture(value: Any) -> bool:
 
 
 def _split(role: str, columns: Mapping[str, Column], rows: int) -> str | None:
-    known = {*SPLIT_WORDS, *FURTHER_SPLITS}
+    split_words = {*SPLIT_WORDS, *FURTHER_SPLITS}
     fitting = [
         name
         for name, column in columns.items()
-        if column.words and all(normalise_cell(word) in known for word in column.words)
+        if column.words and all(normalise_cell(word) in split_words for word in column.words)
     ]
     return min(fitting, key=lambda name: (role_of(name) != role, place_of(name)), default=None)
 

@@ -104,11 +104,11 @@ def _open(path: Path) -> tuple[Path, Table | None, dict[str, Any]]:
     """(the data's root, its table or None for label folders, options to read it with)."""
     if path.is_dir():
         saved = any((path / name).is_file() for name in SAVED)
-        found = [] if saved else table_files(path)
-        if not saved and not found:
+        tables = [] if saved else table_files(path)
+        if not saved and not tables:
             return _innermost(path), None, {}
-        if len(found) == 1 and ending(found[0]) != ".parquet":
-            path = found[0]
+        if len(tables) == 1 and ending(tables[0]) != ".parquet":
+            path = tables[0]
         else:  # a split column makes it read all files
             return path, open_folder(path, "", TableOptions(split_column="")), {}
     table = open_table(path, TableOptions())
@@ -137,13 +137,13 @@ def look_at_table(
     """What a table holds. Raises UserError for what must be named."""
     columns = guesses.columns_of(table)
     roles = guesses.guess(table, columns, choices.columns)
-    shown = f"{path}: {len(table):,} rows, columns {table.names()}"
+    description = f"{path}: {len(table):,} rows, columns {table.names()}"
     if "image" not in roles and "video" not in roles:
         hint = "name it with --image COLUMN"
         if any(_PICTURE_AND_WORD.search(name) for name in columns):
             hint = "put a comma or a tab between the columns"
         raise UserError(f"{path}: no column holds names of picture files ({table.names()}): {hint}")
-    found, folder = _locate(path, columns, roles, choices)
+    locations, folder = _locate(path, columns, roles, choices)
     votes = [] if "label" in roles else _votes(columns)
     if "label" not in roles and not votes:
         raise UserError(
@@ -170,7 +170,7 @@ def look_at_table(
         prompt="rationale" if "rationale" in roles else "au_rationale" if units else "label",
         unknown_people=by == "image",
     )
-    lines = [shown, "", *_role_lines(columns, roles, guess, found, bool(votes))]
+    lines = [description, "", *_role_lines(columns, roles, guess, locations, bool(votes))]
     if units:
         lines.append(_line("action units", f"{len(units['aus'])} columns", ", ".join(units["aus"])))
     if unnamed:
@@ -322,10 +322,12 @@ def look_at_folders(path: Path, target: Path, choices: Choices) -> Finding:
     for top in parts or [path]:
         for child in sorted(top.iterdir()):
             if child.is_dir() and not child.name.startswith("."):
-                found = [p for p in sorted(child.rglob("*")) if p.name.lower().endswith(SUFFIXES)]
-                if found:
-                    counts[child.name] = counts.get(child.name, 0) + len(found)
-                    examples.append(str(found[0].relative_to(path)))
+                pictures_of_label = [
+                    p for p in sorted(child.rglob("*")) if p.name.lower().endswith(SUFFIXES)
+                ]
+                if pictures_of_label:
+                    counts[child.name] = counts.get(child.name, 0) + len(pictures_of_label)
+                    examples.append(str(pictures_of_label[0].relative_to(path)))
     if not counts:
         raise UserError(
             f"{path} holds no table and no pictures in folders that are named by their label: "
@@ -366,8 +368,8 @@ def _counted(guess: LabelGuess) -> str:
     by_count = sorted(((label, n) for label, n in guess.counts.items() if n), key=lambda x: -x[1])
     listed = ", ".join(f"{label} ({n:,})" for label, n in by_count[:12])
     more = f", ... {len(by_count)} labels" if len(by_count) > 12 else ""
-    known = f"; label space {guess.space.id}" if guess.space.is_built_in else ""
-    return listed + more + known
+    space_name = f"; label space {guess.space.id}" if guess.space.is_built_in else ""
+    return listed + more + space_name
 
 
 def _role_lines(

@@ -68,13 +68,13 @@ def guess_labels(
             that was named.
     """
     mapping = read_mapping(choices.words, words)
-    meant = _apply(words, mapping)
-    if not meant:
+    label_counts = _apply(words, mapping)
+    if not label_counts:
         raise UserError(f"{where}: there are no labels: name their column, --label COLUMN")
-    several = choices.several or _has_several(meant)
+    several = choices.several or _has_several(label_counts)
     if several:
-        meant = _pieces(meant)
-    numeric = [word for word in meant if re.fullmatch(r"[-+]?\d+(\.\d+)?", word)]
+        label_counts = _pieces(label_counts)
+    numeric = [word for word in label_counts if re.fullmatch(r"[-+]?\d+(\.\d+)?", word)]
     if numeric and choices.space is None and not choices.ordered:
         listed = ", ".join(sorted(numeric)[:8])
         raise UserError(
@@ -84,8 +84,8 @@ def guess_labels(
         )
     if choices.space is not None:
         space = label_spaces.space(choices.space)
-        return LabelGuess(space, choices.space, _count(meant, space, where), mapping)
-    spelling = _spellings(meant)
+        return LabelGuess(space, choices.space, _count(label_counts, space, where), mapping)
+    spelling = _spellings(label_counts)
     if len(spelling) < 2:
         (only,) = spelling.values()
         raise UserError(
@@ -93,10 +93,10 @@ def guess_labels(
             "from: name another column with --label COLUMN"
         )
     if not several and not choices.ordered and (built_in := _built_in(spelling.values())):
-        return LabelGuess(built_in, built_in.id, _count(meant, built_in, where), mapping)
+        return LabelGuess(built_in, built_in.id, _count(label_counts, built_in, where), mapping)
     definition = _define(id, spelling, choices.ordered, several, where)
     space = label_spaces.from_mapping({"source": id, **definition}, where)
-    return LabelGuess(space, definition, _count(meant, space, where), mapping)
+    return LabelGuess(space, definition, _count(label_counts, space, where), mapping)
 
 
 def read_mapping(words: Sequence[str], known: Mapping[str, int]) -> dict[str, str | None]:
@@ -126,12 +126,12 @@ def read_mapping(words: Sequence[str], known: Mapping[str, int]) -> dict[str, st
 def _apply(words: Mapping[str, int], mapping: Mapping[str, str | None]) -> dict[str, int]:
     """{label or word: rows} after the mapping."""
     by_word = {normalise(word): label for word, label in mapping.items()}
-    meant: dict[str, int] = defaultdict(int)
+    label_counts: dict[str, int] = defaultdict(int)
     for word, count in words.items():
         label = by_word.get(normalise(word), word)
         if label is not None:
-            meant[label] += count
-    return dict(meant)
+            label_counts[label] += count
+    return dict(label_counts)
 
 
 def _has_several(words: Mapping[str, int]) -> bool:

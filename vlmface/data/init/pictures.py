@@ -25,10 +25,10 @@ def find_folder(paths: Sequence[str], near: Path) -> Path | None:
     sample = list(paths[:: max(1, len(paths) // _SAMPLE)])[:_SAMPLE]
     best: tuple[int, Path | None] = (0, None)
     for folder in _candidates(sample, near):
-        found = count_existing(sample, folder)
-        if found > best[0]:
-            best = found, folder
-        if found == len(sample):
+        num_existing = count_existing(sample, folder)
+        if num_existing > best[0]:
+            best = num_existing, folder
+        if num_existing == len(sample):
             break
     return best[1]
 

@@ -42,8 +42,8 @@ class LabelWords:
         for word, label in with_plain(options.labels or {}).items():
             if label is None or self.space is None:
                 self.mapping[word] = label
-            elif (known := self._known(str(label))) is not None:
-                self.mapping[word] = known
+            elif (canonical := self._known(str(label))) is not None:
+                self.mapping[word] = canonical
             else:
                 raise UserError(
                     f"labels maps {word!r} to {label!r}: use one of "

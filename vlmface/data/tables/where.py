@@ -137,8 +137,10 @@ class _Parser:
 
     def _fail(self, expected: str) -> NoReturn:
         token = self._next
-        what = "the end" if token.kind == "end" else repr(token.text)
-        raise UserError(f"where={self.condition!r}, character {token.at}: {expected}, found {what}")
+        token_text = "the end" if token.kind == "end" else repr(token.text)
+        raise UserError(
+            f"where={self.condition!r}, character {token.at}: {expected}, found {token_text}"
+        )
 
     def _either(self) -> _Truth:
         truth = self._both()
