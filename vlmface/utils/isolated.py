@@ -187,6 +187,9 @@ def serve(descriptor: int) -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # threads count as processor time and as memory
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the parent decides
         signal.signal(number, signal.SIG_IGN)
+    # An ignored or blocked signal is inherited from the parent, and would disable the time limit.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     connection = socket.socket(fileno=descriptor)
     with contextlib.suppress(EOFError, OSError):
         while True:
