@@ -214,3 +214,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("VLMFACE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def example_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rendered clip that the demo offers: a grimace, and at the end a smile."""
+    pytest.importorskip("av")
+    from vlmface.demo import example_media
+
+    path, icon = example_media.write_clip(tmp_path_factory.mktemp("example"))
+    assert path.stat().st_size < 200_000 and icon.is_file()
+    return path

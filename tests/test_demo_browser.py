@@ -179,11 +179,11 @@ def test_an_uploaded_face_is_answered(chromium: Any, random_demo: Any, tmp_path:
 
 
 def test_a_video_is_answered_by_its_middle_frame_and_frame_by_frame(
-    chromium: Any, random_demo: Any, example: Path, tmp_path: Path
+    chromium: Any, random_demo: Any, example_clip: Path, tmp_path: Path
 ) -> None:
     one = Visitor(chromium, random_demo, tmp_path)
     one.open("Clip")
-    one.upload(("smile.mp4", example.read_bytes()))
+    one.upload(("smile.mp4", example_clip.read_bytes()))
     assert "The middle one of 16 frames" in one.answer().inner_text()
     assert one.panel.locator(".vf-frame").count() == 16
     assert one.panel.locator(".vf-frame.seen").inner_text().strip() == "9"

@@ -35,15 +35,6 @@ from vlmface.synth.render import render
 # --- videos ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rendered clip that the demo offers: a grimace, and at the end a smile."""
-    pytest.importorskip("av")
-    path, icon = example_media.write_clip(tmp_path_factory.mktemp("example"))
-    assert path.stat().st_size < 200_000 and icon.is_file()
-    return path
-
-
 class Nobody:
     """A finder that finds no face."""
 
@@ -53,11 +44,11 @@ class Nobody:
         return []
 
 
-def test_a_video_becomes_frames_with_the_largest_face_of_each(example: Path) -> None:
+def test_a_video_becomes_frames_with_the_largest_face_of_each(example_clip: Path) -> None:
     finder = pytest.importorskip("vlmface.demo.face_detection").FaceFinder()
     if finder.missing:
         pytest.skip(finder.missing)
-    clip = clips.read_clip(example, 16, finder)
+    clip = clips.read_clip(example_clip, 16, finder)
     finder.close()
     assert len(clip.frames) == 16 and clip.frames_without_face == [] and not clip.has_several_faces
     assert clips.middle_frame(clip) == 8
@@ -70,9 +61,9 @@ def test_a_video_becomes_frames_with_the_largest_face_of_each(example: Path) -> 
         assert min(off, key=off.__getitem__) == i, off
 
 
-def test_large_frames_are_kept_small(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_frames_are_kept_small(example_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "MAX_SIDE", 64)
-    clip = clips.read_clip(example, 5, Nobody())
+    clip = clips.read_clip(example_clip, 5, Nobody())
     assert [frame.size for frame in clip.frames] == [(64, 64)] * 5
     assert clip.boxes == [None] * 5 and clip.frames_without_face == [0, 1, 2, 3, 4]
 
@@ -100,7 +91,7 @@ def test_what_is_no_video_is_said_without_its_place(
 
 
 def test_gradio_hands_videos_on_as_they_came(
-    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    example_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gradio")
     from gradio.components import video
@@ -115,7 +106,7 @@ def test_gradio_hands_videos_on_as_they_came(
     field = clip_tab._clip_upload()
     odd = tmp_path / "odd.avi"
     odd.write_bytes(b"anything")
-    for path in (example, odd):
+    for path in (example_clip, odd):
         assert field.preprocess(FileData(path=str(path))) == str(path)
         assert field.postprocess(str(path)).path == str(path)
     assert field.preprocess(None) is None and field.postprocess(None) is None

@@ -347,7 +347,7 @@ class SFTSettings(
         label_space: asked for instead of the prompts' own; null: their own
         balance_by: rows of each prompt: all, as many of each prompt, or also of each label
         text_only_data: JSONL of {question, answer} without images, mixed in; null: none
-        views: views of each image, such as {size: 224, margin: 0.2, view: face}; null: the image
+        views: views of each image, such as [{size: 224, view: face}]; null: the image
         num_frames: of a video, for each view; 1: the middle one
         lora_dropout: dropout in front of the adapters
         lora_variant: rslora: scaled by alpha / sqrt(rank); dora: direction and length apart

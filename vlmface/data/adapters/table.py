@@ -13,6 +13,8 @@ faces/train/anger/1.jpg   the same below train, validation and test
 from __future__ import annotations
 
 import dataclasses
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,8 @@ def read(root: Path, split: str, options: TableOptions) -> Rows:
         return read_label_folders(root, split, options)
     is_folder = root.is_dir()
     table = open_folder(root, split, options) if is_folder else open_table(root, options)
+    if not is_folder:
+        _warn_of_other_shards(root)
     options = tools.with_usual_options(options, table)
     source = find_columns(table, options.columns or {})
     if options.tool is None:
@@ -71,6 +75,16 @@ def read(root: Path, split: str, options: TableOptions) -> Rows:
     media = read_media(table, source, rows, options, skipped)
     columns = _columns(table, source, media, options)
     return Rows(columns, skipped)
+
+
+def _warn_of_other_shards(path: Path) -> None:
+    shard = re.search(r"-(\d{5})-of-(\d{5})$", path.stem)
+    if shard and int(shard[2]) > 1:
+        warnings.warn(
+            f"{path} is part {int(shard[1]) + 1} of {int(shard[2])}: the other parts are not read. "
+            "Pass the folder to read them all",
+            stacklevel=2,
+        )
 
 
 def _kept(

@@ -157,7 +157,7 @@ def _column(
     table: Table, column: str, rows: np.ndarray, kind: str, options: TableOptions, clip: bool
 ) -> np.ndarray:
     codes_given = options.au_missing
-    codes = [codes_given] if isinstance(codes_given, str | float | int) else list(codes_given)
+    codes = [codes_given] if np.ndim(codes_given) == 0 else list(codes_given)
     words = {normalise_cell(code) for code in codes}
 
     def of_cell(value: Any) -> float | None:

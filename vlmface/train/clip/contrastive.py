@@ -40,7 +40,7 @@ class Settings(Training):
         probe_root: its folder; null: it is rendered
         probe_splits: two splits: probes are trained on the first and tested on the second
         n_probe: rows of each; null: the whole split
-        views: view of each image, such as {size: 224, margin: 0.2, view: face}; null: the image
+        views: view of each image, such as [{size: 224, view: face}]; null: the image
         says: what captions contain: attributes, aus, emotion
         captions_per_face: in other words and order; one is drawn at each step
         image_tower: how the image tower is trained

@@ -129,7 +129,7 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
 
     Args:
         prompt: the texts of the labels: name in prompts/clip/, or a YAML file
-        views: views of each image, such as {size: 224, margin: 0.2, view: face}; null: the image
+        views: views of each image, such as [{size: 224, view: face}]; null: the image
         num_frames: of a video, for each view; 1: the middle one
         validation_share: share of the people to hold out, to select weights on
         validation_split: or a split of the data set for that; null: none
