@@ -75,3 +75,16 @@ def test_pictures_without_labels_are_for_predict(
 ) -> None:
     assert main(["data", "init", "pictures"]) == 2
     assert "`vlmface predict pictures --model MODEL`" in capsys.readouterr().err
+
+
+def test_a_file_without_labels_is_one_sentence(
+    study: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bare.yaml").write_text(
+        "dataset: table\nroot: study.csv\noptions: {columns: {image: file, subject: person}}\n"
+        "splits: {by: subject, test: 0.3}\n"
+    )
+    assert main(["eval", "run", "--benchmark", "bare.yaml", "--model", str(base)]) == 2
+    error = capsys.readouterr().err
+    assert "has no labels, so nothing can be scored" in error and "`vlmface predict FOLDER" in error
+    assert not (study / "runs").exists()

@@ -35,6 +35,8 @@ from vlmface.utils.ranges import Checked, Count, Unused
 from vlmface.utils.terminal import one_line
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LocalModel
     from vlmface.infer.remote import RemoteModel
@@ -315,6 +317,17 @@ def _warn_of_other_splits(run_manifest: Manifest, benchmark: Benchmark) -> None:
         )
 
 
+def _check_labels(rows: Dataset, benchmark: Benchmark) -> None:
+    """Raises UserError if no row has a label that could be scored."""
+    fields = [*(space.field for space in benchmark.spaces), "age", "valence", "arousal", "aus"]
+    if not any(value not in (None, []) for name in fields for value in rows[name][:]):
+        raise UserError(
+            f"the {benchmark.split} split of {benchmark.dataset} has no labels, so nothing can be "
+            "scored: name the column of labels in its options, or ask the model about the pictures "
+            "with `vlmface predict FOLDER --model MODEL --csv answers.csv`"
+        )
+
+
 def _evaluate(
     settings: Settings, benchmark: Benchmark, predictor: LocalModel | ClipModel | RemoteModel
 ) -> dict[str, Any]:
@@ -337,6 +350,7 @@ def _evaluate(
         raise UserError(
             f"the {benchmark.split} split of {benchmark.dataset} has no rows: check dataset_root"
         )
+    _check_labels(rows, benchmark)
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
