@@ -66,8 +66,8 @@ def test_what_a_run_leaves_behind(runs):
     assert (found.recipe, found.num_frames, texts.id) == ("context_emotion", 4, "clip_raer")
     assert [view.view for view in crops.parse_views(found.views)] == ["face", "person"]
     shape = found.clip_classifier
-    assert (shape["views"], shape["frames"], shape["time"]) == (2, 4, "transformer")
-    assert (shape["text"], shape["class_specific"]) == ("prompts", True)
+    assert (shape["num_views"], shape["num_frames"], shape["temporal"]) == (2, 4, "transformer")
+    assert (shape["text_tower"], shape["class_specific"]) == ("prompts", True)
     scores = read_metrics(runs / "both")
     assert scores["after"]["n"] == 2
     epochs = [json.loads(line) for line in (runs / "both" / LOG).read_text().splitlines()]

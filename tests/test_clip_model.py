@@ -124,7 +124,7 @@ def test_a_folder_opens_in_open_clip_too(clip: model.Clip, tmp_path: Path) -> No
         ("ViT-B-33/openai", "did you mean .*'ViT-B-32'"),
         ("ViT-B-32/openia", "openai"),
         ("ViT-B-32", "write ViT-B-32/TAG"),
-        ("nothing-like-it", "for example vlmface-clip-tiny"),
+        ("nothing-like-it", "such as vlmface-clip-tiny"),
     ],
 )
 def test_unknown_names_are_told_the_nearest(name: str, said: str) -> None:

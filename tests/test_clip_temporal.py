@@ -28,7 +28,7 @@ def published_temporal(weights: dict[str, torch.Tensor], frames: torch.Tensor) -
     no bias in queries, keys and values, an MLP of 1024 with the tanh GELU; the token's output."""
     n, _, width = frames.shape
     x = torch.cat([weights["token"].reshape(1, 1, width).repeat(n, 1, 1), frames], 1)
-    x = x + weights["place"]
+    x = x + weights["position_embedding"]
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -142,8 +142,8 @@ def test_clip_caer_trains_what_was_published_at_its_rates(caer):
     assert (chosen.num_frames, chosen.batch_size, chosen.epochs, chosen.seed) == (16, 8, 20, 42)
     assert (chosen.optimizer, chosen.lr_scheduler, chosen.milestones) == ("sgd", "steps", [10, 15])
     face, person = crops.parse_views(chosen.views)
-    assert (face.show, face.margin, face.margin_px, face.size) == ("face", 0.0, 20, 224)
-    assert (person.show, person.margin, person.margin_px, person.size) == ("person", 0.0, 0, 224)
+    assert (face.view, face.margin, face.margin_px, face.size) == ("face", 0.0, 20, 224)
+    assert (person.view, person.margin, person.margin_px, person.size) == ("person", 0.0, 0, 224)
     assert chosen.checkpoint_selection == "best"
     assert chosen.validation_split == "validation"
 

@@ -216,7 +216,7 @@ def test_every_benchmark_that_has_data(
     with pytest.raises(UserError, match="give --output_dir"):
         evaluation.main(argv)
     (tmp_path / "data" / "rafdb").mkdir(parents=True)
-    argv += ["--data-root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    argv += ["--dataset_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
     assert evaluation.main(argv) == 0
     shown = capsys.readouterr().out
     assert "synth: emotion accuracy" in shown and "disfa8: no folder" in shown

@@ -51,7 +51,7 @@ def corpus() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def type_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random checkpoint of each type: tiles of 32 pixels, 4 tokens each; images of 64."""
     found = {name: tmp_path_factory.mktemp(name) for name in TYPES}
     for name, folder in found.items():
@@ -60,13 +60,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def folder(folders: dict[str, Path]) -> Path:
-    return folders["smolvlm"]
+def folder(type_folders: dict[str, Path]) -> Path:
+    return type_folders["smolvlm"]
 
 
 @pytest.fixture(scope="module", params=TYPES)
-def kind(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
-    return folders[request.param]
+def kind(request: pytest.FixtureRequest, type_folders: dict[str, Path]) -> Path:
+    return type_folders[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -446,10 +446,12 @@ def test_a_processor_that_counts_other_tokens_than_the_model(copy: Path) -> None
         smolvlm.load_processor(copy)
 
 
-def test_num2words_is_asked_for(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_num2words_is_asked_for(
+    type_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers.models.smolvlm import processing_smolvlm
 
     monkeypatch.setattr(processing_smolvlm, "num2words", None)
     with pytest.raises(UserError, match=r"num2words, .*: pip install 'vlmface\[smolvlm\]'"):
-        smolvlm.load_processor(folders["smolvlm"])
-    assert smolvlm.load_processor(folders["idefics3"])
+        smolvlm.load_processor(type_folders["smolvlm"])
+    assert smolvlm.load_processor(type_folders["idefics3"])

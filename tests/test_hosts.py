@@ -105,7 +105,7 @@ def test_the_host_is_given_once() -> None:
 
 @pytest.mark.parametrize("name", ["http://a.test", "a.test:80", "a/b", "*", "", "a b", "-a", "a."])
 def test_an_allowed_host_is_a_name(name: str) -> None:
-    with pytest.raises(UserError, match="allowed_hosts"):
+    with pytest.raises(UserError, match="--allowed-hosts"):
         Hosts.for_server("127.0.0.1", [name])
 
 

@@ -16,6 +16,7 @@ from helpers.scripts import load_script
 
 from vlmface import prompts
 from vlmface.cli import main
+from vlmface.errors import UserError
 from vlmface.pipelines import sft as pipeline
 from vlmface.pipelines import steps
 from vlmface.pipelines.sft import Task
@@ -108,23 +109,27 @@ def without_long_rows(task: Task, limit: int) -> Task:
     )
 
 
-CASES: dict[str, tuple[str, list[str]]] = {
-    "sft_cot": ("sft_cot_tiny", []),
-    "sft_labels": ("sft_labels_tiny", []),
-    "sft_attributes": ("sft_attributes_tiny", ["--balance_by", "labels"]),
-    "context_emotion": ("context_vlm_tiny", ["--label_space", "null"]),
+HELD_OUT = ["--validation_share", "0.25", "--eval_steps", "2", "--logging_steps", "1"]
+CASES: dict[str, tuple[str, str, list[str]]] = {
+    "cot": ("sft_cot", "sft_cot_tiny", []),
+    "labels": ("sft_labels", "sft_labels_tiny", []),
+    "balanced": ("sft_attributes", "sft_attributes_tiny", ["--balance_by", "labels"]),
+    "context": ("context_emotion", "context_vlm_tiny", ["--label_space", "null"]),
+    "held_out": ("sft_labels", "sft_labels_tiny", HELD_OUT),
+    "weighted": ("sft_labels", "sft_labels_tiny", ["--label_weight_power", "1"]),
+    "mirrored": ("sft_cot", "sft_cot_tiny", ["--augment", "flip"]),
 }
 
 
-@pytest.mark.parametrize("recipe", CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_the_rows_are_those_that_training_encodes(
-    recipe: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What inspect and the memory estimate read, without what is too long, is the data set that
     the recipe hands to the trainer."""
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"question": "Who is it?", "answer": "The model cannot tell."}\n')
-    yaml, words = CASES[recipe]
+    recipe, yaml, words = CASES[case]
     words = [
         "--base_model",
         str(base),
@@ -140,7 +145,9 @@ def test_the_rows_are_those_that_training_encodes(
     ]
     trained: list[Any] = []
 
-    def stop(base: Path, processor: Any, family: Any, rows: Any, settings: Any) -> None:
+    def stop(
+        base: Path, processor: Any, family: Any, rows: Any, settings: Any, validation: Any
+    ) -> None:
         trained.append(rows)
         raise KeyboardInterrupt
 
@@ -155,7 +162,8 @@ def test_the_rows_are_those_that_training_encodes(
         tasks = recipe_setup.read_tasks(settings, llava.load_processor(base))
         fitting = [without_long_rows(task, settings.max_length) for task in tasks]
         expected, rows = pipeline.join_tasks(fitting), trained.pop()
-        for column in ("row", "input_ids", "labels", "length"):
+        assert rows.column_names == expected.column_names
+        for column in {*rows.column_names} - {"image", "frames"}:
             assert rows[column][:] == expected[column][:]
         n = len(rows) - 1
         assert n == sum(len(task.rows) for task in fitting if task.prompt is not None)
@@ -177,6 +185,19 @@ def test_trained_weights_are_those_of_the_run(run_dir: Path) -> None:
     assert found["vision_tower"]["q_proj"][0] == 0 < found["vision_tower"]["q_proj (LoRA)"][0]
     assert found["projector"]["linear_1 (copy)"][0] == found["projector"]["linear_1"][1]
     assert found["embeddings"]["embed_tokens (rows)"][0] == found["embeddings"]["embed_tokens"][1]
+
+
+def test_the_adapter_that_training_starts_from_sets_what_is_trained(
+    base: Path, run_dir: Path
+) -> None:
+    words = ["--base_model", str(base), "--init_from", str(run_dir), "--lora_dropout", "0.1"]
+    settings = recipe_setup.settings_from("sft_cot_tiny", words)
+    content = json.loads((run_dir / "settings.json").read_text())
+    earlier = SFTSettings(**content)
+    assert settings.trainable == earlier.trainable and settings.train_embeddings
+    assert settings.lora_rank == earlier.lora_rank
+    with pytest.raises(UserError, match="lora_rank is 3, but the adapter"):
+        recipe_setup.settings_from("sft_cot_tiny", [*words, "--lora_rank", "3"])
 
 
 def test_the_command(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -295,7 +295,7 @@ def test_shipped_prompts(tmp_path):
 def test_prompts_of_ones_own(tmp_path):
     path = tmp_path / "mine.yaml"
     good = (
-        "id: mine\nversion: 1\nform: think_answer\nsource: me\n"
+        "id: mine\nversion: 1\nformat: think_answer\nsource: me\n"
         "user: Why? {candidates}\nrepair: '{faults}'\n"
     )
     path.write_text(good)

@@ -342,9 +342,9 @@ def test_rare_labels_weigh_more() -> None:
     assert full["anger"] < half["anger"] < 1 < half["fear"] < full["fear"]
     assert label_weights({}, 1) == {}
     samples = [face(None, "anger")] * 6 + [face(None, "fear")] * 2 + [face(None, None)]
-    judge = rewards.Judge(rewards.parse({"emotion": 1}), samples, PROMPT, 1)
-    assert judge.weights == full
-    assert [judge.weight(i) for i in (0, 7, 8)] == [full["anger"], full["fear"], 1.0]
+    scorer = rewards.RewardScorer(rewards.parse({"emotion": 1}), samples, PROMPT, 1)
+    assert scorer.weights == full
+    assert [scorer.weight(i) for i in (0, 7, 8)] == [full["anger"], full["fear"], 1.0]
 
 
 def test_trl_is_given_the_same_numbers() -> None:

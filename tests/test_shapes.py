@@ -125,7 +125,7 @@ def test_rows_photographs_and_answers_are_drawn_alike(astronaut: Path, tmp_path:
 
     clip = model.load_clip(model.TINY)
     asked = label_texts.load("clip_signs")
-    answering = ClipModel(Classifier(clip, asked, ClassifierConfig(views=3)).eval(), VIEWS)
+    answering = ClipModel(Classifier(clip, asked, ClassifierConfig(num_views=3)).eval(), VIEWS)
     said = answering.predict(photographs)
     shown = answering.predict(pictures, preprocessed=True)
     for given_, drawn in zip(said, shown, strict=True):
@@ -165,7 +165,7 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
     assert (
         found.clip_classifier["num_views"],
         found.clip_classifier["num_frames"],
-        found.clip_classifier["image"],
+        found.clip_classifier["image_tower"],
     ) == (3, 2, "adapters")
     log = training_log(tmp_path / "run")
     assert len(log) == 2 and all(np.isfinite(line["loss"]) for line in log)

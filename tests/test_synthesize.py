@@ -166,7 +166,7 @@ def recipe() -> Recipe:
             "num_samples": 3,
             "batch_size": 3,
             "temperature": 0.7,
-            "balance_by": "null",
+            "max_label_ratio": "null",
         }
         return main(to_argv(fixed | fields))
 
@@ -260,9 +260,9 @@ def test_the_truth_is_told_only_if_asked(
     told: list[str] = []
     sample = LocalModel.sample
 
-    def listens(self: LocalModel, images: Any, count: int, **how: Any) -> list[list[str]]:
-        told.extend(json.dumps(one) for one in how["messages"])
-        return sample(self, images, count, **how)
+    def listens(self: LocalModel, *args: Any, messages: Any, **how: Any) -> list[list[str]]:
+        told.extend(json.dumps(one) for one in messages)
+        return sample(self, *args, messages=messages, **how)
 
     monkeypatch.setattr(LocalModel, "sample", listens)
     with pytest.raises(UserError, match="no rationale passes"):  # it was never asked this

@@ -55,8 +55,12 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def assert_same_scores(found: Path, run: Path) -> None:
-    """An evaluation in `found` gives what the recipe wrote after training, and the same texts."""
+    """An evaluation in `found` gives what the recipe wrote after training, and the same texts.
+    The run folder may be a copy of the one that the recipe wrote."""
     scores, expected = read_metrics(found), read_metrics(run)["after"]
+    assert scores.pop("model") == str(run)
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    assert expected.pop("model") == settings["output_dir"]
     for name in ("wall_s", "peak_rss_gib"):
         scores.pop(name), expected.pop(name)
     assert scores == expected

@@ -68,7 +68,7 @@ def save_manifest(folder: Path, settings: SFTSettings) -> None:
         family=family,
         processor=processor,
         prompts=[prompts.load(name) for name in settings.prompts],
-        policy=settings.policy,
+        trainable=settings.trainable,
         views=None,
         num_frames=1,
         max_length=settings.max_length,

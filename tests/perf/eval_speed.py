@@ -18,7 +18,6 @@ compared, and the median of the pairs' ratios counts.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,8 +26,6 @@ from typing import Any
 
 import harness
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 TOKENS = 256
 ONE_BY_ONE = 8  # faces that are asked plainly: each takes as long as the others
 

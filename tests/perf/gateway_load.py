@@ -34,8 +34,7 @@ from typing import Any
 import harness
 import httpx2
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ROOT = harness.ROOT
 PICTURES = 32
 WARM_S = 10.0  # after which memory may not grow
 RATIO, GROWTH = 1.5, 0.05  # the bars

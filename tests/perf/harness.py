@@ -7,10 +7,14 @@ import json
 import multiprocessing
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the package, and the helpers of the tests
 
 
 def parser(doc: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:

@@ -112,7 +112,7 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
 
 def _add_init(tools: Commands) -> None:
     """`vlmface data init`."""
-    from vlmface.data.init.names import ROLES
+    from vlmface.schema import COLUMN_ROLES
 
     init = tools.add_parser("init", help="look at your own data and write a YAML file for them")
     init.add_argument(
@@ -122,7 +122,7 @@ def _add_init(tools: Commands) -> None:
         help="a table (csv, tsv, json, jsonl, parquet, xlsx), or a folder of tables or of folders "
         "named by label",
     )
-    for role in ROLES:
+    for role in COLUMN_ROLES:
         init.add_argument(
             f"--{role.replace('_', '-')}",
             metavar="COLUMN",

@@ -79,7 +79,7 @@ def segment_midpoints(total: int, count: int) -> list[int]:
 def iter_frames(path: str | Path, count: int) -> Iterator[Image.Image]:
     """`read_frames`, one at a time, so that not all of them are in memory."""
     if count < 1:
-        raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
+        raise UserError(f"num_frames={count}: a clip needs at least one frame, 16 are usual")
     total = _count(path)
     indices = segment_midpoints(total, count)
     image: Image.Image | None = None

@@ -208,7 +208,7 @@ def label_block(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:
 def label_scores(confusion: Array) -> dict[str, Array]:
     """{key: values} of the built-in metrics of confusion matrices (..., K, K + 1)."""
     metrics = of_kind(METRICS.built_in.values(), "emotion")
-    return {metric.key: metric.function(confusion) for metric in metrics}
+    return {m.key: m.function(confusion) for m in metrics if m.takes == "sums"}
 
 
 def block_of(scores: Mapping[str, Any], space: LabelSpace) -> dict[str, Any] | None:

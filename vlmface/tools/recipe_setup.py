@@ -8,24 +8,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlmface.pipelines import context_ablation, sft
+from vlmface.train import init_from
 from vlmface.train.settings import SFTSettings
 from vlmface.utils.config import load_config, read_field
 
 
 def settings_from(config: str, words: Sequence[str]) -> SFTSettings:
-    """The settings of a recipe's YAML with `--field value` words over it.
+    """The settings of a recipe's YAML with `--field value` words over it, and those of the adapter
+    that training starts from.
 
     Args:
         config: A YAML file, or a name in recipes/configs.
         words: The command line.
 
     Raises:
-        UserError: A field does not exist, or has a value that is not allowed.
+        UserError: A field does not exist, or has a value that is not allowed, or that the adapter
+            in `init_from` does not have.
     """
     words = ["--config", config, *words]
     is_context = read_field("model", words, default=config) is not None
     kind = context_ablation.Settings if is_context else SFTSettings
-    return load_config(kind, words, default=config, usage="")
+    return init_from.with_adapter(load_config(kind, words, default=config, usage=""))
 
 
 def read_tasks(settings: SFTSettings, processor: Any) -> list[sft.Task]:

@@ -139,13 +139,17 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, after writing the names of options with dashes."""
         words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_with_dashes(word) for word in words], namespace)
+        return super().parse_known_args([self._with_dashes(word) for word in words], namespace)
 
-
-def _with_dashes(word: str) -> str:
-    """`--max_words=9` as `--max-words=9`; keys behind a dot (`--x.a_b`) and values are kept."""
-    match = re.match(r"--\w[\w-]*", word)
-    return match[0].replace("_", "-") + word[match.end() :] if match else word
+    def _with_dashes(self, word: str) -> str:
+        """`--max_words=9` as `--max-words=9`; keys behind a dot (`--x.a_b`), values and names of no
+        option, which messages repeat, are kept."""
+        match = re.match(r"--\w[\w-]*", word)
+        if match is None:
+            return word
+        name = match[0].replace("_", "-")
+        is_option = any(option.startswith(name) for option in self._option_string_actions)
+        return name + word[match.end() :] if is_option else word
 
 
 def option(parser: Any, flag: str, kind: Any, *, help: str = "", **keywords: Any) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 
 from vlmface import label_spaces
 from vlmface.data import video
-from vlmface.data.init.names import ROLES, place_of, role_of
+from vlmface.data.init.names import place_of, role_of
 from vlmface.data.tables.cells import NULLS, distinct, normalise_cell
 from vlmface.data.tables.splits import SPLIT_WORDS
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
+from vlmface.schema import COLUMN_ROLES
 from vlmface.utils.images import SUFFIXES
 
 NONE = "none"  # as a choice: no column holds it
@@ -93,7 +94,7 @@ def columns_of(table: Table) -> dict[str, Column]:
 def guess(
     table: Table, columns: Mapping[str, Column], chosen: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """{role: column}, of ROLES.
+    """{role: column}, of `schema.COLUMN_ROLES`.
 
     Args:
         table: The table.
@@ -104,7 +105,7 @@ def guess(
         UserError: A chosen column does not exist, or several may hold the labels.
     """
     roles: dict[str, str] = {}
-    for role in ROLES:
+    for role in COLUMN_ROLES:
         choice = chosen.get(role)
         if choice == NONE:
             continue

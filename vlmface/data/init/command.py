@@ -26,6 +26,7 @@ from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.splits import SPLIT_WORDS
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
+from vlmface.schema import COLUMN_ROLES
 from vlmface.utils import files
 from vlmface.utils.images import SUFFIXES
 
@@ -38,7 +39,7 @@ class Choices:
     """The options of the command.
 
     Attributes:
-        columns: {role: column, "none", or None to guess}, of `names.ROLES`.
+        columns: {role: column, "none", or None to guess}, of `schema.COLUMN_ROLES`.
         images: The folder that paths start from.
         split_by: "subject" or "image"; None: subject where people are known.
         labels: About the labels.
@@ -452,7 +453,7 @@ def _print_next(target: Path, prompt: str) -> None:
 def choices_from(arguments: Any) -> Choices:
     """The choices of a parsed command line (`cli`)."""
     return Choices(
-        columns={role: getattr(arguments, role) for role in guesses.ROLES},
+        columns={role: getattr(arguments, role) for role in COLUMN_ROLES},
         images=arguments.images,
         split_by=arguments.split_by,
         labels=LabelChoices(

@@ -4,20 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-ROLES = (
-    "image",
-    "video",
-    "split",
-    "subject",
-    "label",
-    "valence",
-    "arousal",
-    "age",
-    "age_group",
-    "gender",
-    "race",
-    "rationale",
-)
 _NAMES = {
     "image": """image img images imagepath imagefile imagename imgpath imgname file filename files
         filepath path picture pictures picturepath pic photo photopath foto fotos bild bilddatei
@@ -61,7 +47,7 @@ _PLACE = {plain(name): i for names in _NAMES.values() for i, name in enumerate(n
 
 
 def role_of(name: str) -> str | None:
-    """What a column of that name holds, one of ROLES; None if the name does not tell."""
+    """What a column of that name holds, one of `schema.COLUMN_ROLES`; None if it is not known."""
     return _ROLE_OF.get(plain(name))
 
 

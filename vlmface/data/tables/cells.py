@@ -132,12 +132,10 @@ def as_required_text(value: Any) -> str:
 
 
 def as_number(value: Any, decimal: str = ".") -> float | None:
-    """The number of a cell, "True" and "False" as 1 and 0; None for one of NULLS."""
+    """The number of a cell; None for one of NULLS."""
     word = as_label(value)
     if word is None:
         return None
-    if word.lower() in ("true", "false"):
-        return float(word.lower() == "true")
     if decimal == "," and isinstance(value, str):
         word = "_" if "." in word else word.replace(",", ".")
     try:
@@ -147,6 +145,14 @@ def as_number(value: Any, decimal: str = ".") -> float | None:
     if not math.isfinite(number):
         raise BadCellError("a finite number")
     return number
+
+
+def as_flag_or_number(value: Any, decimal: str = ".") -> float | None:
+    """Like `as_number`, and "True" and "False" as 1 and 0, as pandas writes them."""
+    word = as_label(value)
+    if word is not None and word.lower() in ("true", "false"):
+        return float(word.lower() == "true")
+    return as_number(value, decimal)
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -165,11 +171,15 @@ def required_texts(table: Table, column: str, rows: np.ndarray) -> list[str]:
     return words  # type: ignore[return-value]  # None is excluded
 
 
-def numbers(table: Table, column: str, rows: np.ndarray, decimal: str = ".") -> np.ndarray:
-    """The numbers of a column, float64 (n); NaN where it has none."""
+def numbers(
+    table: Table, column: str, rows: np.ndarray, decimal: str = ".", *, flags: bool = False
+) -> np.ndarray:
+    """The numbers of a column, float64 (n); NaN where it has none. With `flags`, "True" and "False"
+    are 1 and 0."""
     values = plain_numbers(table.columns[column], rows, decimal)
     if values is None:
-        of_cells = convert(table, column, rows, lambda value: as_number(value, decimal))
+        read = as_flag_or_number if flags else as_number
+        of_cells = convert(table, column, rows, lambda value: read(value, decimal))
         values = np.array([np.nan if x is None else x for x in of_cells], np.float64)
     return values
 

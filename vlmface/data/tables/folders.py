@@ -160,7 +160,7 @@ def read_label_folders(root: Path, split: str, options: TableOptions) -> Rows:
         if not child.is_dir() or child.name.startswith("."):
             skipped["not in a label folder"].append(str(child.relative_to(root)))
             continue
-        label = words.label(child.name, f"the folder name {child}")
+        label = words.of_folder(child)
         files = sorted(path for path in child.rglob("*") if not path.is_dir())
         for path in files:
             if path.name.lower().endswith(SUFFIXES):

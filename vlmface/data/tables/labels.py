@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,11 +82,7 @@ class LabelWords:
         if self.space is None:
             return word
         if label is None:
-            raise BadCellError(
-                f"one of {', '.join(self.space.labels)}: map it, "
-                f"labels={{{word!r}: {self.space.labels[0]!r}}}, or to None if it is not one of "
-                f"them{self._hint()}"
-            )
+            raise self._bad_word(word)
         return label
 
     def of_words(self, value: Any) -> list[str] | None:
@@ -112,6 +109,25 @@ class LabelWords:
             return self.of_cell(word)
         except BadCellError as error:
             raise UserError(f"{where} is {word!r}, expected {error}") from error
+
+    def of_folder(self, folder: Path) -> str | None:
+        """The label that a folder is named by; "none" is a word like any other there. Raises
+        UserError for a name that is not a label."""
+        word, where = folder.name, f"the folder name {folder}"
+        label = self.label(word, where)
+        if label is not None or key_of(word, self.mapping) is not None:
+            return label
+        if self.space is not None:
+            raise UserError(f"{where} is {word!r}, expected {self._bad_word(word)}")
+        return word
+
+    def _bad_word(self, word: str) -> BadCellError:
+        space = self.space
+        assert space is not None
+        return BadCellError(
+            f"one of {', '.join(space.labels)}: map it, labels={{{word!r}: {space.labels[0]!r}}}, "
+            f"or to None if it is not one of them{self._hint()}"
+        )
 
     def column(self, labels: Sequence[str | None]) -> list[Any]:
         """The column of the field from one label for each row."""

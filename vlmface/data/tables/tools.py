@@ -83,7 +83,7 @@ def lost_rows(table: Table, rows: np.ndarray, options: TableOptions) -> tuple[st
     )
     of_openface = tool == "openface" or (tool is None and confidence and options.aus is not None)
     if of_openface and success:
-        return LOST["openface"], numbers(table, success, rows, options.decimal) == 0
+        return LOST["openface"], numbers(table, success, rows, options.decimal, flags=True) == 0
     if tool == "pyfeat" and score:
         return LOST[tool], np.isnan(numbers(table, score, rows, options.decimal))
     if tool == "libreface" and expression:

@@ -12,7 +12,7 @@ from vlmface import facs
 from vlmface.data.rows import action_units
 from vlmface.data.tables.cells import (
     BadCellError,
-    as_number,
+    as_flag_or_number,
     as_text,
     cell_error,
     convert,
@@ -156,8 +156,7 @@ def _values(
 def _column(
     table: Table, column: str, rows: np.ndarray, kind: str, options: TableOptions, clip: bool
 ) -> np.ndarray:
-    codes_given = options.au_missing
-    codes = [codes_given] if np.ndim(codes_given) == 0 else list(codes_given)
+    codes: list[Any] = np.ravel(np.array(options.au_missing, object)).tolist()
     words = {normalise_cell(code) for code in codes}
 
     def of_cell(value: Any) -> float | None:
@@ -167,7 +166,7 @@ def _column(
         if kind == "intensity" and word.upper() in GRADES:
             return GRADES[word.upper()]
         try:
-            return as_number(value, options.decimal)
+            return as_flag_or_number(value, options.decimal)
         except BadCellError as error:
             raise BadCellError(EXPECTED[kind]) from error
 

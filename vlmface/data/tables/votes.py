@@ -61,7 +61,7 @@ def _from_columns(
         columns = [table.need(name, "votes") for name in votes.values()]
     else:
         columns = words = matching_columns(table, votes or (), "votes")
-    matrix = np.stack([numbers(table, c, rows, options.decimal) for c in columns], 1)
+    matrix = np.stack([numbers(table, c, rows, options.decimal, flags=True) for c in columns], 1)
     for row, column in np.argwhere(matrix < 0)[:1]:
         raise cell_error(table, columns[column], int(rows[row]), "votes or a probability >= 0")
     return words, matrix

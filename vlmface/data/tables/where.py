@@ -220,7 +220,7 @@ class _Parser:
             yes = np.asarray(compare(cells, token.text[1:-1]), bool) & filled
         else:
             try:
-                cells = numbers(self.table, column, self.rows, self.decimal)
+                cells = numbers(self.table, column, self.rows, self.decimal, flags=True)
             except UserError as error:
                 raise UserError(
                     f"where={self.condition!r}, character {token.at}: {token.text} is a number, "
