@@ -30,12 +30,13 @@ def test_a_later_evaluation_gives_the_numbers_of_the_recipe(
     assert evaluation.one_line_summary(read_metrics(run_dir)["after"]) in capsys.readouterr().out
 
 
-def test_a_base_model_can_be_evaluated(base: Path, run_dir: Path, tmp_path: Path) -> None:
+def test_a_base_model_can_be_evaluated(
+    base: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = ["--benchmark", "synth", "--model", str(base), "--prompt", "face_cot", "--n", "8"]
-    with pytest.raises(UserError, match="say where to with --output_dir"):
-        evaluation.main(argv)
-    evaluation.main([*argv, "--output_dir", str(tmp_path), "--max_new_tokens", "24"])
-    found = answering.read_lines(tmp_path / "predictions.jsonl")
+    monkeypatch.chdir(tmp_path)
+    evaluation.main([*argv, "--max_new_tokens", "24"])
+    found = answering.read_lines(tmp_path / f"runs/eval_synth_{base.name}/predictions.jsonl")
     before = answering.read_lines(run_dir / "predictions_before.jsonl")
     assert [line["text"] for line in found] == [line["text"] for line in before]
 

@@ -117,6 +117,7 @@ def load_benchmark(name_or_path: str) -> Benchmark:
         if match := _FOLD.fullmatch(name):
             name, fold = match[1], int(match[2])
         if name not in benchmark_names():
+            _check_no_data(name_or_path)
             raise UserError(f"there is no benchmark {name!r}{_use_one_of(name)}")
         path = resource("eval/benchmarks") / f"{name}.yaml"
     benchmark = config.from_dict(Benchmark, _with_paths(path), where=str(path))
@@ -137,17 +138,28 @@ def load_benchmark(name_or_path: str) -> Benchmark:
     return benchmark if fold is None else _of_fold(benchmark, fold)
 
 
+def _check_no_data(name: str) -> None:
+    """Raises UserError for a table or a folder of pictures in place of a benchmark."""
+    if Path(name).exists():
+        raise UserError(
+            f"{name} is not a benchmark. If it has labels, `vlmface data init {name}` writes a "
+            "YAML file that is one. Without labels nothing can be scored; `vlmface predict FOLDER "
+            "--model MODEL --csv answers.csv` asks a model about pictures"
+        )
+
+
 def _of_dataset(path: str) -> Benchmark:
     """The test split of a data set's file, scored in the file's label space."""
     dataset = data.DatasetFile(path, data.dataset_module)
     if "test" not in dataset.SPLITS:
         raise UserError(f"{path} has no test split: add `splits: {{by: subject, test: 0.2}}`")
+    space = dataset.label_space
     return Benchmark(
         id=dataset.path.stem,
         dataset=path,
         split="test",
         source=str(dataset.path.name),
-        label_space=path,
+        label_space=space.id if space.is_built_in else path,
         au_set=dataset.au_set,
     )
 

@@ -25,7 +25,8 @@ from vlmface.manifest import Manifest, is_run
 from vlmface.metrics import metrics
 from vlmface.metrics.metric import Metric, of_kind, scored_blocks, with_built_in
 from vlmface.metrics.shares import in_brackets
-from vlmface.prompts import PromptLike, check_images
+from vlmface.prompts import GENERATED, Prompt, PromptLike, check_images
+from vlmface.prompts import load as load_prompt
 from vlmface.utils import config, distributed, lock
 from vlmface.utils.files import atomic_write
 from vlmface.utils.jsonl_journal import Journal
@@ -34,6 +35,8 @@ from vlmface.utils.ranges import Checked, Count, Unused
 from vlmface.utils.terminal import one_line
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LocalModel
     from vlmface.infer.remote import RemoteModel
@@ -49,10 +52,12 @@ class Settings(Checked):
     Args:
         benchmark: name in eval/benchmarks, a YAML file, or ALL
         model: run folder, base model, or URL of a server
-        output_dir: folder to write; null: eval/BENCHMARK in the run folder
+        output_dir: folder to write; null: eval/BENCHMARK in the run folder, or, of a base model,
+            runs/eval_BENCHMARK_MODEL
         dataset_root: folder of the benchmark's data set; of ALL: of all data sets
         n: rows to evaluate on; null: as the benchmark says
-        prompt: one of the run's prompts, or that of a base model; null: the run's own
+        prompt: one of the run's prompts, or that of a base model; null: the run's own, or, of a
+            base model, that of the data set's file
         scoring: read answers as generated, or by the likelihood of each label, or both
         max_new_tokens: generated answers are cut here; null: as in the run
         batch_size: rows at a time, of a model in this process
@@ -193,7 +198,8 @@ _FREE = ("output_dir", "batch_size", "concurrency", "api_key_env")
 
 def run(settings: Settings) -> dict[str, Any]:
     """Evaluate a model, write metrics.json, predictions.jsonl, predictions.parquet and report.html
-    into `settings.output_dir` (default: eval/NAME inside the run), and return the metrics.
+    into `settings.output_dir` (default: eval/NAME inside the run; of a base model
+    runs/eval_NAME_MODEL), and return the metrics.
 
     After a kill, the same call resumes with the remaining rows. Raises UserError.
     """
@@ -202,8 +208,12 @@ def run(settings: Settings) -> dict[str, Any]:
             f"scoring is {settings.scoring!r}: use one of {', '.join(answering.SCORINGS)}"
         )
     benchmark = load_benchmark(settings.benchmark)
+    if settings.output_dir is None and not is_run(settings.model) and not is_url(settings.model):
+        folder = Path("runs") / f"eval_{benchmark.id}_{Path(settings.model).name}"
+        settings = dataclasses.replace(settings, output_dir=str(folder))
     with lock.hold(output_folder(settings.model, settings.output_dir, benchmark.id)):
-        return _evaluate(settings, benchmark, _open_model(settings))
+        prompt = _prompt(settings, benchmark)
+        return _evaluate(settings, benchmark, _open_model(settings, prompt))
 
 
 def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
@@ -225,7 +235,7 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
             dataset_root=benchmark.root_beside(str(root)),
             output_dir=str(Path(settings.output_dir) / name),
         )
-        predictor = predictor or _open_model(current)
+        predictor = predictor or _open_model(current, current.prompt)
         try:
             with lock.hold(output_folder(current.model, current.output_dir, benchmark.id)):
                 results[name] = _evaluate(current, benchmark, predictor)
@@ -243,19 +253,40 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _open_model(settings: Settings) -> LocalModel | ClipModel | RemoteModel:
+def _prompt(settings: Settings, benchmark: Benchmark) -> str | Prompt | None:
+    """The prompt to load the model with. Of a model without a run: `settings.prompt` or that of
+    the data set's file, with the labels that the benchmark scores."""
+    name = settings.prompt
+    is_trained = settings.run_dir is not None or is_run(settings.model)
+    if is_trained or len(benchmark.spaces) != 1 or _is_clip(settings.model):
+        return name
+    is_file = data.is_dataset_file(benchmark.dataset)
+    if name is None and is_file:
+        name = data.dataset_module(benchmark.dataset).prompt
+    if name in GENERATED or (is_file and name is not None):
+        return load_prompt(name, benchmark.spaces[0])
+    return name
+
+
+def _is_clip(model: str) -> bool:
+    from vlmface.clip.model import is_clip
+
+    return not is_url(model) and is_clip(model)
+
+
+def _open_model(
+    settings: Settings, prompt: str | Prompt | None
+) -> LocalModel | ClipModel | RemoteModel:
     """Who answers: a model in this process, or a server."""
     settings.check()
     if is_url(settings.model):
-        return _server(settings)
+        return _server(settings, prompt)
     from vlmface.infer import loading
 
-    return loading.load(
-        settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
-    )
+    return loading.load(settings.model, prompt=prompt, max_new_tokens=settings.max_new_tokens)
 
 
-def _server(settings: Settings) -> RemoteModel:
+def _server(settings: Settings, prompt: str | Prompt | None) -> RemoteModel:
     from vlmface.infer.endpoint import Endpoint
     from vlmface.infer.remote import open_remote_model
 
@@ -266,7 +297,7 @@ def _server(settings: Settings) -> RemoteModel:
         concurrency=settings.concurrency,
         request=settings.request,
     )
-    return open_remote_model(endpoint, settings.run_dir, settings.prompt, settings.max_new_tokens)
+    return open_remote_model(endpoint, settings.run_dir, prompt, settings.max_new_tokens)
 
 
 def _warn_of_other_splits(run_manifest: Manifest, benchmark: Benchmark) -> None:
@@ -283,6 +314,17 @@ def _warn_of_other_splits(run_manifest: Manifest, benchmark: Benchmark) -> None:
             f"warning: {' and '.join(changed)} in {benchmark.dataset} changed since the model was "
             "trained, so it may have been trained on rows of this test split",
             file=sys.stderr,
+        )
+
+
+def _check_labels(rows: Dataset, benchmark: Benchmark) -> None:
+    """Raises UserError if no row has a label that could be scored."""
+    fields = [*(space.field for space in benchmark.spaces), "age", "valence", "arousal", "aus"]
+    if not any(value not in (None, []) for name in fields for value in rows[name][:]):
+        raise UserError(
+            f"the {benchmark.split} split of {benchmark.dataset} has no labels, so nothing can be "
+            "scored: name the column of labels in its options, or ask the model about the pictures "
+            "with `vlmface predict FOLDER --model MODEL --csv answers.csv`"
         )
 
 
@@ -308,6 +350,7 @@ def _evaluate(
         raise UserError(
             f"the {benchmark.split} split of {benchmark.dataset} has no rows: check dataset_root"
         )
+    _check_labels(rows, benchmark)
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:

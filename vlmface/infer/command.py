@@ -117,7 +117,7 @@ def _unanswered(files: Sequence[InputFile], table: ReportTable) -> list[InputFil
 
 @dataclass
 class _Counts:
-    """Of one call: `errors` are files and faces without a report, `silent` faces in a row that
+    """Of one call: `failed` are files and faces without a report, `silent` faces in a row that
     the server gave no answer for."""
 
     model: str
@@ -161,14 +161,14 @@ class _Counts:
             )
 
     def summary(self, earlier: int) -> str:
-        """One line; `earlier`: files that the table already had."""
-        parts = [f"{self.faces:,} faces of {self.images:,} images"]
-        if self.without_face:
-            parts.append(f"{self.without_face:,} images without a face")
-        if self.failed:
-            parts.append(f"{self.failed:,} errors")
-        if earlier:
-            parts.append(f"{earlier:,} images were answered earlier or given twice")
+        """One line; `earlier`: files that were not processed."""
+        further = {
+            "images without a face": self.without_face,
+            "errors": self.failed,
+            "skipped, because they were answered earlier or given twice": earlier,
+        }
+        parts = [f"{self.faces:,} faces in {self.images:,} images"]
+        parts += [f"{what}: {number:,}" for what, number in further.items() if number]
         return "; ".join(parts)
 
 

@@ -80,7 +80,7 @@ class ReportTable:
             if path.is_dir():
                 raise UserError(f"--csv {path} is a folder: name a file in it")
             stack.enter_context(lock.hold(path))
-            if path.exists() and not overwrite:
+            if path.exists() and path.stat().st_size and not overwrite:
                 self._read()
             self._open = stack.pop_all()
 
@@ -92,13 +92,12 @@ class ReportTable:
 
     def _read(self) -> None:
         """Read the rows; those of a file without an answer, or of a cut-off one, are incomplete."""
-        text = self._text()
-        complete = text[: text.rfind("\n") + 1]
         try:
-            header, *rows = csv.reader(io.StringIO(complete), strict=True)
-        except (csv.Error, ValueError) as error:
-            if not text:
-                return
+            content = self.path.read_bytes()
+            complete = content[: content.rfind(b"\n") + 1]
+            text = complete.decode("utf-8-sig")
+            header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        except (OSError, csv.Error, ValueError) as error:
             raise self._foreign(f"it cannot be read: {error}") from error
         if header[:1] != ["image"] or not {"error", *SETTINGS} <= set(header):
             raise self._foreign(f"its columns are {one_line(', '.join(header))[:100]}")
@@ -107,15 +106,9 @@ class ReportTable:
                 raise self._foreign(f"row {number} has {len(row)} cells, not {len(header)}")
         self._columns, self._rows = header, rows
         self._incomplete = {row[0] for row in rows if row[header.index("error")]}
-        if complete != text and rows:
+        if complete != content and rows:
             self._incomplete.add(rows[-1][0])  # a file has several rows if it shows several faces
         self._check("model", self.model)
-
-    def _text(self) -> str:
-        try:
-            return self.path.read_bytes().decode("utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise self._foreign(f"it cannot be read: {error}") from error
 
     def _foreign(self, reason: str) -> UserError:
         return UserError(

@@ -331,7 +331,8 @@ def look_at_folders(path: Path, target: Path, choices: Choices) -> Finding:
     if not counts:
         raise UserError(
             f"{path} holds no table and no pictures in folders that are named by their label: "
-            "give a table with a column of labels, or sort the pictures into such folders"
+            "give a table with a column of labels, or sort the pictures into such folders. "
+            f"`vlmface predict {path} --model MODEL` asks a model about pictures without labels"
         )
     where = f"{path}, folders"
     guess = labels.guess_labels(counts, choices.labels, where, labels.space_name(path))
