@@ -63,6 +63,7 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         UserError: The input was at fault.
     """
+    argv = scripts.direct_command(argv)
     if argv and argv[0] in FORWARDED:
         return FORWARDED[argv[0]](argv[1:])
     grammar = parser()

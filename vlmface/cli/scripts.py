@@ -61,12 +61,15 @@ def evaluate(words: Sequence[str]) -> int:
     if name not in EVALUATIONS:
         hint = did_you_mean(name, EVALUATIONS)
         raise UserError(f"there is no evaluation {name!r}{hint}: {_known(EVALUATIONS)}")
-    module = EVALUATIONS[name][0]
-    if not module:
-        from vlmface.cli import run
+    return int(importlib.import_module(EVALUATIONS[name][0]).main(list(words[1:])))
 
-        return run(words)
-    return int(importlib.import_module(module).main(list(words[1:])))
+
+def direct_command(words: Sequence[str]) -> Sequence[str]:
+    """`eval compare ...` as `compare ...`, for evaluations that are commands themselves."""
+    if len(words) > 1 and words[0] == "eval":
+        module = EVALUATIONS.get(words[1], ("not an evaluation",))[0]
+        return words if module else words[1:]
+    return words
 
 
 def demo(words: Sequence[str]) -> int:
