@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-# What takes longest starts first: begun last, it would leave the other workers idle.
+# What takes longest starts first: started last, it would leave the other workers idle.
 LONGEST = (
     *("test_perf", "test_grpo", "test_synthesize", "test_family_contract", "test_clip_finetune"),
     *("test_extensions", "test_resume", "test_context_emotion", "test_doors", "test_sft_cot"),

@@ -139,9 +139,9 @@ class DatasetFile:
         """Whether pictures show people in their surroundings."""
         return getattr(self._module, "WHOLE_SCENES", False)
 
-    def present_splits(self, root: Path | None, **given: Any) -> tuple[str, ...]:
+    def present_splits(self, root: Path | None, **values: Any) -> tuple[str, ...]:
         """The splits that the files of the data set and the shares of `splits` give."""
-        merged = self.options | given
+        merged = self.options | values
         present = self._own_splits(self._root(root), merged)
         if _DIVIDED in present:
             present = (*present, *self.splits.shares)
@@ -152,8 +152,8 @@ class DatasetFile:
     def _reader(self) -> Callable[..., Rows | datasets.Dataset]:
         """`read(root, split, **options)`, whose signature declares the options of the data set."""
 
-        def read(root: Path | None, split: str, **given: Any) -> Rows | datasets.Dataset:
-            return self._read(self._root(root), split, self.options | given)
+        def read(root: Path | None, split: str, **values: Any) -> Rows | datasets.Dataset:
+            return self._read(self._root(root), split, self.options | values)
 
         declared = dict(options.option_types(self._module.read))
         if self.splits.shares:
@@ -305,9 +305,9 @@ class DatasetFile:
             return tuple(self._module.SPLITS)
         return tuple(self._module.present_splits(root, **merged)) or tuple(self._module.SPLITS)
 
-    def _root(self, given: Path | None) -> Path | None:
+    def _root(self, default_root: Path | None) -> Path | None:
         if self.definition.root is None:
-            return given
+            return default_root
         root = self.path.parent / Path(self.definition.root).expanduser()
         if not root.exists():
             raise UserError(

@@ -55,22 +55,22 @@ def call_reader(read: Any, root: Path | None, split: str, values: Mapping[str, A
     return read(root, split, **values)
 
 
-def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
+def check_options(dataset_name: str, read: Any, values: Mapping[str, Any]) -> None:
     """Raise UserError for an option that a data set does not have, or of the wrong type.
 
     Args:
-        what: Name of the data set.
+        dataset_name: Name of the data set.
         read: Its function `read(root, split, ...)`.
-        given: {option: value}.
+        values: {option: value}.
     """
     declared = option_types(read)
-    for option, value in given.items():
+    for option, value in values.items():
         if option not in declared:
             raise UserError(
-                f"data set {what!r} has no option {option!r}{did_you_mean(option, declared)}; it "
-                f"has {', '.join(declared) or 'none'}"
+                f"data set {dataset_name!r} has no option {option!r}"
+                f"{did_you_mean(option, declared)}; it has {', '.join(declared) or 'none'}"
             )
-        check_type(f"{what}: {option}", declared[option], value)
+        check_type(f"{dataset_name}: {option}", declared[option], value)
 
 
 def check_type(name: str, kind: Any, value: Any) -> None:

@@ -148,13 +148,13 @@ def _opened(path: Path) -> BinaryIO:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _decode(raw: bytes, path: Path, given: str | None = None) -> str:
+def _decode(raw: bytes, path: Path, encoding_name: str | None = None) -> str:
     if raw.startswith(_LFS):
         raise UserError(f"{path} is a Git LFS pointer, not the data: run `git lfs pull` there")
     mark, encoding = next(
-        ((m, e) for m, e in _MARKS if raw.startswith(m)), (b"", _known_encoding(given))
+        ((m, e) for m, e in _MARKS if raw.startswith(m)), (b"", _known_encoding(encoding_name))
     )
-    if not mark and given is None and (at := raw.find(b"\0")) >= 0:
+    if not mark and encoding_name is None and (at := raw.find(b"\0")) >= 0:
         raise _not_text(raw, path) or _with_nul(raw, at, path)
     try:
         text = raw[len(mark) :].decode(encoding)

@@ -168,7 +168,7 @@ class _Counts:
             "skipped, because they were answered earlier or given twice": earlier,
         }
         parts = [f"{self.faces:,} faces in {self.images:,} images"]
-        parts += [f"{what}: {number:,}" for what, number in further.items() if number]
+        parts += [f"{reason}: {number:,}" for reason, number in further.items() if number]
         return "; ".join(parts)
 
 

@@ -171,11 +171,11 @@ class DatasetSettings(Checked):
     n_train: Count | None = None
 
     @classmethod
-    def implied(cls, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    def implied(cls, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Of the YAML file of a data set: it is the benchmark, all of its training rows are read,
         and recipes with a label space take its labels and its prompt, except where the settings
         file names a prompt for any labels."""
-        name = given.get("dataset", stored.get("dataset"))
+        name = overrides.get("dataset", stored.get("dataset"))
         if not isinstance(name, str) or not data.is_dataset_file(name):
             return {}
         values: dict[str, Any] = {"benchmark": name, "n_train": None}
@@ -183,7 +183,7 @@ class DatasetSettings(Checked):
             values["label_space"] = name
             if stored.get("prompt") not in prompts.GENERATED:
                 values["prompt"] = data.dataset_module(name).prompt
-        chosen = given if "dataset" in given else {**stored, **given}
+        chosen = overrides if "dataset" in overrides else {**stored, **overrides}
         return {
             name: value
             for name, value in values.items()

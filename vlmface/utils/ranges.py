@@ -94,12 +94,12 @@ class Checked:
                 raise UserError(f"{name} is {value!r}, but must be {describe(kind)}")
 
     @classmethod
-    def implied(cls, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    def implied(cls, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Values of fields that follow from those of others and were not chosen.
 
         Args:
             stored: {field: value} of the settings file.
-            given: {field: text} of the command line.
+            overrides: {field: text} of the command line.
 
         Returns:
             {field: value}, which replaces the value of the settings file.

@@ -144,10 +144,10 @@ def _refuse_options(root: Path, options: TableOptions) -> None:
             )
 
 
-def present_splits(root: Path, **given: Any) -> tuple[str, ...]:
+def present_splits(root: Path, **values: Any) -> tuple[str, ...]:
     """The splits that a copy has: those of its folders or files, of its `split_column`, or
     `file_split`."""
-    options = TableOptions(**given)
+    options = TableOptions(**values)
     if root.is_dir() and not holds_tables(root, options):
         folders = split_folders(root)
         parts = {SPLIT_WORDS[p.name.lower()] for p in folders} or {options.file_split}

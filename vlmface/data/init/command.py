@@ -377,14 +377,14 @@ def _role_lines(
     columns: Mapping[str, guesses.Column],
     roles: Mapping[str, str],
     guess: LabelGuess,
-    found: str,
+    picture_text: str,
     voted: bool,
 ) -> list[str]:
     lines = []
     for role, name in roles.items():
         column = columns[name]
         if role in ("image", "video"):
-            text = found
+            text = picture_text
         elif role == "label":
             text = _counted(guess)
         elif role == "subject":

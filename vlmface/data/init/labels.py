@@ -99,7 +99,7 @@ def guess_labels(
     return LabelGuess(space, definition, _count(label_counts, space, where), mapping)
 
 
-def read_mapping(words: Sequence[str], known: Mapping[str, int]) -> dict[str, str | None]:
+def read_mapping(words: Sequence[str], label_counts: Mapping[str, int]) -> dict[str, str | None]:
     """{word: label or None} of --labels: pairs such as 0=anger and bored=null, or the name of a
     data set's coding.
 
@@ -108,7 +108,7 @@ def read_mapping(words: Sequence[str], known: Mapping[str, int]) -> dict[str, st
     """
     if len(words) == 1 and words[0] in label_spaces.CODINGS:
         codes = label_spaces.CODINGS[words[0]].codes
-        return {str(code): label for code, label in codes.items() if str(code) in known}
+        return {str(code): label for code, label in codes.items() if str(code) in label_counts}
     mapping: dict[str, str | None] = {}
     for text in (part for word in words for part in word.split(",")):
         word, equals, label = (part.strip() for part in text.partition("="))
@@ -117,8 +117,8 @@ def read_mapping(words: Sequence[str], known: Mapping[str, int]) -> dict[str, st
                 f"--labels {text!r} is not WORD=LABEL: write 0=anger 1=disgust ..., or one of the "
                 f"codings {', '.join(label_spaces.CODINGS)}"
             )
-        if normalise(word) not in {normalise(other) for other in known}:
-            raise UserError(f"--labels maps {word!r}, but the labels are {_listed(known)}")
+        if normalise(word) not in {normalise(other) for other in label_counts}:
+            raise UserError(f"--labels maps {word!r}, but the labels are {_listed(label_counts)}")
         mapping[word] = None if label in ("null", "none") else label
     return mapping
 

@@ -78,11 +78,11 @@ def splits_of_rows(table: Table, options: TableOptions) -> list[str]:
     return splits  # type: ignore[return-value]  # None is excluded
 
 
-def check_only_split(path: Path, split: str, file_split: str, how: str) -> None:
+def check_only_split(path: Path, split: str, file_split: str, alternative: str) -> None:
     """Raise UserError if all rows of a file are another split."""
     if split != file_split:
         raise UserError(
             f"{path} does not state which rows are split {split!r}: all of them are "
-            f"{file_split!r}; name {how}, use data.hold_out, or pass file_split={split!r} "
+            f"{file_split!r}; name {alternative}, use data.hold_out, or pass file_split={split!r} "
             f"if this is all {split}"
         )
