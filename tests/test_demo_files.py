@@ -28,7 +28,7 @@ from vlmface.demo.face_detection import Face
 from vlmface.errors import UserError
 from vlmface.infer import Predictor
 from vlmface.infer.face_report import FaceReport
-from vlmface.infer.predictor import NO_PREDICTION
+from vlmface.infer.prediction import NO_PREDICTION
 from vlmface.synth import clips as synth_clips
 from vlmface.synth.render import render
 

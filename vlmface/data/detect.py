@@ -94,20 +94,21 @@ class Detector:
         image = image_conversion.as_rgb(image)
         return self._first_look(image) or self._search_tiles(image, []).meshes
 
-    def search(self, image: Image.Image, *, largest_only: bool = False) -> FaceSearch:
+    def search(self, image: Image.Image, *, quick: bool = False) -> FaceSearch:
         """Search a picture for all faces.
 
         Args:
             image: Of any mode.
-            largest_only: Stop at the first face, which is the largest of a look at the whole
-                picture. Without one, the picture is still searched for all.
+            quick: Stop after a look at the whole picture if there is a face in it. The first face
+                is the same then.
         """
         image = image_conversion.as_rgb(image)
-        meshes = self._first_look(image)
-        confirmed = (mesh for mesh in meshes if self._confirms(image, mesh, MIN_AGREEMENT))
-        if largest_only and (first := next(confirmed, None)) is not None:
-            return FaceSearch([first], face_search.min_width(image.size))
-        return self._search_tiles(image, list(confirmed))
+        confirmed = [
+            mesh for mesh in self._first_look(image) if self._confirms(image, mesh, MIN_AGREEMENT)
+        ]
+        if quick and confirmed:
+            return FaceSearch(confirmed, face_search.min_width(image.size))
+        return self._search_tiles(image, confirmed)
 
     def _first_look(self, image: Image.Image) -> list[np.ndarray]:
         """The meshes of the whole picture, or else of its quarters, the largest first."""

@@ -357,7 +357,7 @@ def _evaluate(
         served_model = predictor.endpoint.model if isinstance(predictor, RemoteModel) else None
         _check_journal(journal, settings, prompts, about, served_model)
         if isinstance(predictor, RemoteModel):
-            lines, unanswered = answering.predict_remote(predictor, rows, benchmark, journal)
+            lines, unanswered = answering.predict_remote(predictor, rows, benchmark, journal, views)
         else:
             lines = answering.answer(
                 predictor,
