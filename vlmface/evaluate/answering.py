@@ -130,9 +130,10 @@ def predict_remote(
     journal: Journal,
     views: crops.Views = (),
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """`answer` by a server that serves a model with these views, so many rows at a time as its endpoint allows, in the free reading.
-    Returns the lines and, of the faces that the server gave no answer for, {id: why}: they are not
-    in the journal, and their lines hold an empty text, which counts as wrong."""
+    """`answer` by a server that serves a model with these views, so many rows at a time as its
+    endpoint allows, in the free reading. Returns the lines and, of the faces that the server gave
+    no answer for, {id: why}: they are not in the journal, and their lines hold an empty text, which
+    counts as wrong."""
     import httpx2
     from tqdm import tqdm
 

@@ -115,8 +115,8 @@ class FaceReport:
         Returns:
             {"box", "face_found", "search_note", "scene_only", "is_confident", "aus": [{"au",
             "name", "region"}], "rationale", "answers": {task: {"prompt", "label", "probabilities",
-            "status", "complete", "text", "latency_s"}}, "limitations"}. Several labels of a face are one
-            text, separated by commas.
+            "status", "complete", "text", "latency_s"}}, "limitations"}. Several labels of a face
+            are one text, separated by commas.
         """
         return {
             "box": None if self.box is None else [round(float(x), 1) for x in self.box],
