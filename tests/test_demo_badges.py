@@ -41,6 +41,12 @@ def test_badges_are_on_no_face_and_in_the_picture(faces: list[Any]) -> None:
         assert all(abs(badge[0] - x) + abs(badge[1] - y) > radius for x, y in others)
 
 
+def test_where_there_is_room_a_badge_is_at_the_upper_left() -> None:
+    for left, top in ((100.3, 50.7), (33.1, 41.9), (210.123, 7.5)):
+        ((x, y),) = place_badges([(left, top, left + 90, top + 100)], SIZE, 8.8)
+        assert x < left and top < y < top + 20
+
+
 def test_without_room_a_badge_stays_in_the_picture() -> None:
     for x, y in place_badges([(-5, -5, 410, 310), (10, 10, 390, 290)], SIZE, 8.0):
         assert 0 < x < SIZE[0] and 0 < y < SIZE[1]

@@ -55,7 +55,8 @@ def _cost(
     outside = area - _common(badge, (0, 0, *size))
     on_faces = sum(_common(badge, face) for face in faces)
     on_badges = sum(_common(badge, _around(other, radius)) for other in badges)
-    return (_OUTSIDE * outside + _ON_FACE * on_faces + _ON_BADGE * on_badges) / area
+    # Rounded, so that the first of several good places is taken.
+    return round((_OUTSIDE * outside + _ON_FACE * on_faces + _ON_BADGE * on_badges) / area, 6)
 
 
 def _around(point: Point, radius: float) -> Box:
