@@ -292,6 +292,7 @@ def test_every_door_says_which_faces_may_be_missed(
     rows = batch.predict_item(upload, predictor, finder)
     assert {row.report.search_note for row in rows if row.report} == {note}
     demo = demo_of(predictor, finder)
+    demo.scene = path
     for build, name in ((tabs.analyse_tab, "start"), (tabs.people_tab, "analyse_all")):
         shown, *_ = next(iter(handler(build, demo, name)(str(path))))
         assert note in shown
@@ -354,7 +355,8 @@ def test_without_a_face_no_door_has_a_label(
     assert " %" not in html and "not available" not in html and "vf-label" not in html
     for build, name in ((tabs.people_tab, "analyse_all"), (tabs.compare_tab, "compare")):
         choices = [model_choices.ModelChoice(predictor, p) for p in predictor.backend.prompts] * 2
-        demo = SimpleNamespace(**{**vars(demo_of(predictor, finder)), "choices": choices})
+        demo = demo_of(predictor, finder)
+        demo.choices, demo.scene = choices, nobody
         *_, last = handler(build, demo, name)(str(nobody), *((0, 1) if name == "compare" else ()))
         assert "no face found" in last[-1] and "vf-label" not in last[-1]
     row = batch.Row("x.png", 0, predictor.predict(nobody))
