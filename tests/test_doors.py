@@ -131,7 +131,7 @@ def handler(build: Callable[[Any], None], demo: Any, name: str) -> Callable[...,
     gradio = pytest.importorskip("gradio")
     with gradio.Blocks() as page:
         build(demo)
-    return next(event.fn for event in page.fns.values() if event.fn.__name__ == name)
+    return next(e.fn for e in page.fns.values() if getattr(e.fn, "__name__", "") == name)
 
 
 def demo_of(predictor: Predictor, finder: FaceFinder) -> Any:
