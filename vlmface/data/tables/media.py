@@ -16,6 +16,7 @@ from vlmface.data.records import folder_of_images
 from vlmface.data.tables import clips, single_frames
 from vlmface.data.tables.cells import as_label, convert
 from vlmface.data.tables.columns import Source
+from vlmface.data.tables.file_index import FileIndex, missing_path
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.paths import is_plain, path_in
 from vlmface.data.tables.table import Table
@@ -83,7 +84,10 @@ def read_media(
             *clips.listed_frames(table, str(source["frames"]), rows, folder, options, skipped)
         )
     if "image" in source and not _names_videos(table, source, rows):
-        return _pictures(table, str(source["image"]), rows, folder, skipped)
+        column = str(source["image"])
+        if options.find_images != "path":
+            return _pictures_by_name(table, column, rows, folder, options, skipped)
+        return _pictures(table, column, rows, folder, skipped)
     videos = _videos(table, source, rows, folder, skipped)
     if "frame" in source:
         frames = single_frames.read(table, source, videos, options, skipped)
@@ -131,6 +135,31 @@ def _pictures(table: Table, column: str, rows: np.ndarray, folder: Path, skipped
         for (name, _), row in zip(pictures, rows_with_image.tolist(), strict=True)
     ]
     return Media(rows_with_image, "image", [picture for _, picture in pictures], names)
+
+
+def _pictures_by_name(
+    table: Table,
+    column: str,
+    rows: np.ndarray,
+    folder: Path,
+    options: TableOptions,
+    skipped: Skipped,
+) -> Media:
+    """`_pictures` of the option `find_images`."""
+    index = FileIndex(folder, stems=options.find_images == "stem")
+
+    def picture(value: Any) -> tuple[str, str] | None:
+        name = as_label(value)
+        if name is None:
+            return None
+        path = index.find(name) or missing_path(folder, name)
+        return os.path.relpath(path, folder), path
+
+    cells = convert(table, column, rows, picture)
+    rows_with_image, pictures = _without_empty(table, rows, cells, skipped, "no image")
+    return Media(
+        rows_with_image, "image", [path for _, path in pictures], [name for name, _ in pictures]
+    )
 
 
 def _without_empty(
