@@ -7,6 +7,7 @@ package; their settings are parsed there.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ from typing import NoReturn
 from vlmface import __version__
 from vlmface.cli import data, models, results, scripts, training
 from vlmface.cli.scripts import EVALUATIONS, RECIPES
+from vlmface.errors import UserError
 from vlmface.utils import distributed
 from vlmface.utils.config import ArgumentParser
+from vlmface.utils.terminal import one_line
 
 __all__ = ["EVALUATIONS", "FORWARDED", "RECIPES", "command", "main", "parser", "run"]
 
@@ -68,12 +71,33 @@ def run(argv: Sequence[str]) -> int:
         return FORWARDED[argv[0]](argv[1:])
     grammar = parser()
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to their developers
+    warnings.formatwarning = _format_warning
     arguments, further = grammar.parse_known_args(argv)
     if further and not hasattr(arguments, "words"):
-        grammar.error(f"unrecognized arguments: {' '.join(further)}")
+        raise UserError(_unknown_options(argv, further))
     arguments.words = further
     distributed.check_alone("vlmface")
     return int(arguments.run(arguments))
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning as one line; those of vlmface are for people, who do not need its source."""
+    ours = issubclass(category, UserWarning) and f"{os.sep}vlmface{os.sep}" in filename
+    place = "" if ours else f"{filename}:{lineno}: {category.__name__}: "
+    return f"warning: {place}{one_line(str(message))}\n"
+
+
+def _unknown_options(argv: Sequence[str], words: Sequence[str]) -> str:
+    command_words = [word for word in argv[:2] if not word.startswith("-")]
+    return (
+        f"unknown: {' '.join(words)}: `vlmface {' '.join(command_words)} --help` lists the options"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

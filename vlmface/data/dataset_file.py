@@ -214,9 +214,9 @@ class DatasetFile:
                 f"{self.path}: {len(rows)} rows show {len(set(groups))} {units}, too few for the "
                 f"splits {', '.join(shares)}: add data, or leave validation out of splits"
             )
-        rare = None if self.label_space.multi_label else splits.rare_label(groups, labels)
+        rare = {} if self.label_space.multi_label else splits.rare_labels(groups, labels)
         if "test" in shares and rare:
-            label, row = rare
+            label, row = next(iter(rare.items()))
             single = "person" if by == "subject" else "picture"
             raise UserError(
                 f"{self.path}: the label {label!r} is on a single {single} ({_ids(rows)[row]}), so "

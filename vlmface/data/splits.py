@@ -136,15 +136,15 @@ def _need(
     return need
 
 
-def rare_label(groups: Sequence[str], labels: Sequence[Sequence[str]]) -> tuple[str, int] | None:
-    """(a label that a single group has, the first row that has it); None if there is none."""
+def rare_labels(groups: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, int]:
+    """{label that a single group has: the first row that has it}."""
     holders: dict[str, set[str]] = defaultdict(set)
     first: dict[str, int] = {}
     for row, (group, words) in enumerate(zip(groups, labels, strict=True)):
         for word in words:
             holders[word].add(group)
             first.setdefault(word, row)
-    return next(((word, first[word]) for word in holders if len(holders[word]) == 1), None)
+    return {word: first[word] for word in holders if len(holders[word]) == 1}
 
 
 def picture_groups(ids: Sequence[str], pictures: Sequence[Sequence[Source]]) -> list[str]:

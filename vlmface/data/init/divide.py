@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
-from vlmface.data.splits import rare_label
+from vlmface.data.splits import rare_labels
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
 
@@ -45,10 +47,39 @@ def check_rows(
             f"{table.path} has {labelled} rows with a label, too few to train on some and to test "
             f"on others: {MIN_ROWS} at least"
         )
-    if rare := rare_label(groups, labels):
-        label, row = rare
-        single = f"pictures of a single person ({groups[row]})" if by_person else "a single row"
-        raise UserError(
-            f"{table.where(row)}: the label {label!r} is on {single}, so it cannot be in train and "
-            f"in test: correct it, or leave it out with --labels {label!r}=null"
+    if rare := rare_labels(groups, labels):
+        raise _rare(table, groups, rare, sorted({w for words in labels for w in words}), by_person)
+
+
+def _rare(
+    table: Table,
+    groups: Sequence[str],
+    rare: Mapping[str, int],
+    words: Sequence[str],
+    by_person: bool,
+) -> UserError:
+    """The error about labels of a single person or row, with the labels that they may be meant for.
+
+    Args:
+        table: The table.
+        groups: The person or picture of each row.
+        rare: {label: its first row}.
+        words: All labels.
+        by_person: Whether the groups are people.
+    """
+    kept = [word for word in words if word not in rare]
+    fixes = {label: (get_close_matches(label, kept, 1) or ["null"])[0] for label in rare}
+    options = " ".join(shlex.quote(f"{label}={word}") for label, word in fixes.items())
+    if len(rare) > 1:
+        unit = "pictures of a single person" if by_person else "a single row"
+        named = ", ".join(f"{label!r} ({table.place(row)})" for label, row in rare.items())
+        return UserError(
+            f"{table.path}: some labels are on {unit} each, so they cannot be in train and in "
+            f"test: {named}. Correct them, or replace or leave them out with --labels {options}"
         )
+    ((label, row),) = rare.items()
+    single = f"pictures of a single person ({groups[row]})" if by_person else "a single row"
+    return UserError(
+        f"{table.where(row)}: the label {label!r} is on {single}, so it cannot be in train and "
+        f"in test: correct it, or replace it or leave it out with --labels {options}"
+    )

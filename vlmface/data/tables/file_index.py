@@ -72,6 +72,13 @@ class FileIndex:
             raise BadCellError(f"the name of one picture below {self._folder}, and not of {both}")
         return str(self._folder.joinpath(*best[0]))
 
+    def has(self, cell: str) -> bool:
+        """Whether a cell names a single picture."""
+        try:
+            return self.find(cell) is not None
+        except BadCellError:
+            return False
+
     def _key(self, name: str) -> str:
         folded = unicodedata.normalize("NFC", name).casefold()
         return without_suffix(folded) if self._stems else folded

@@ -1,0 +1,100 @@
+"""Where the pictures of a table are, and how its cells name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlmface.data.init import pictures
+from vlmface.data.init.columns import Column
+from vlmface.data.init.names import place_of, role_of
+from vlmface.data.tables.cells import BadCellError
+from vlmface.data.tables.file_index import FileIndex
+from vlmface.errors import UserError
+
+_SAMPLE = 200  # cells that are compared with names of files
+_MOSTLY = 0.9  # share of the cells of a column of ids that name a picture
+
+
+@dataclass(frozen=True)
+class Located:
+    """The pictures of a table.
+
+    Attributes:
+        text: How many exist, and where.
+        folder: The folder that paths start from; None for pictures inside the table.
+        options: Options of `table` about how cells name them.
+    """
+
+    text: str
+    folder: Path | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def locate(path: Path, column: Column, images: str | None) -> Located:
+    """Find the pictures or videos of a column.
+
+    Args:
+        path: Of the table.
+        column: Of their names.
+        images: The folder that was named.
+
+    Raises:
+        UserError: None exists, or names fit several files.
+    """
+    paths = list(column.words)
+    if not paths:
+        return Located(f"{len(column.codes):,} pictures inside the table", None)
+    near = path if path.is_dir() else path.parent
+    folder = Path(images) if images else pictures.find_folder(paths, near)
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--images {folder} is not a folder")
+    if existing := 0 if folder is None else pictures.count_existing(paths, folder):
+        assert folder is not None
+        return Located(_existing(existing, len(paths), folder), folder)
+    folder = folder or near
+    for kind, what in (("name", "by their names alone"), ("stem", "by their names without ending")):
+        index = FileIndex(folder, stems=kind == "stem")
+        try:
+            existing = sum(index.find(cell) is not None for cell in paths)
+        except BadCellError as error:
+            raise UserError(f"{path}: column {column.name!r} does not hold {error}") from error
+        if existing:
+            text = f"{_existing(existing, len(paths), folder)}, found {what}"
+            return Located(text, folder, {"find_images": kind})
+    raise UserError(
+        f"{path}: no file of column {column.name!r} exists, such as {paths[0]!r}, which was looked "
+        f"for in and around {folder}, also by its name alone: name the folder that holds them, "
+        "--images FOLDER"
+    )
+
+
+def _existing(existing: int, all_paths: int, folder: Path) -> str:
+    missing = all_paths - existing
+    left_out = "; `missing: drop` in options leaves the others out" if missing else ""
+    return f"{existing:,} of {all_paths:,} files exist in {folder}{left_out}"
+
+
+def column_of_ids(columns: Mapping[str, Column], folder: Path) -> str | None:
+    """The column whose cells are the names of pictures without their endings, one a row or almost;
+    None if there is none.
+
+    Args:
+        columns: By name.
+        folder: The pictures are in it or below it.
+    """
+    if not folder.is_dir():
+        return None
+    index = FileIndex(folder, stems=True)
+    fitting = []
+    for name, column in columns.items():
+        cells = list(column.words)[:_SAMPLE]
+        if len(cells) > 1 and sum(map(index.has, cells)) >= _MOSTLY * len(cells):
+            fitting.append(name)
+    return min(
+        fitting,
+        key=lambda n: (role_of(n) != "image", -len(columns[n].words), place_of(n)),
+        default=None,
+    )
