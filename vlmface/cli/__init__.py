@@ -11,12 +11,11 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vlmface import __version__
 from vlmface.cli import data, models, results, scripts, training
 from vlmface.cli.scripts import EVALUATIONS, RECIPES
-from vlmface.errors import UserError
 from vlmface.utils import distributed
 from vlmface.utils.config import ArgumentParser
 from vlmface.utils.terminal import one_line
@@ -71,32 +70,38 @@ def run(argv: Sequence[str]) -> int:
         return FORWARDED[argv[0]](argv[1:])
     grammar = parser()
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to their developers
-    warnings.formatwarning = _format_warning
     arguments, further = grammar.parse_known_args(argv)
     if further and not hasattr(arguments, "words"):
-        raise UserError(_unknown_options(argv, further))
+        grammar.exit(2, f"error: {_unknown_options(argv, further)}\n")
     arguments.words = further
     distributed.check_alone("vlmface")
     return int(arguments.run(arguments))
 
 
-def _format_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    line: str | None = None,
-) -> str:
-    """A warning as one line; those of vlmface are for people, who do not need its source."""
-    ours = issubclass(category, UserWarning) and f"{os.sep}vlmface{os.sep}" in filename
-    place = "" if ours else f"{filename}:{lineno}: {category.__name__}: "
-    return f"warning: {place}{one_line(str(message))}\n"
+def _show_warnings_as_lines() -> None:
+    """Print each warning once, as one line; those of vlmface are for people, who do not need its
+    source."""
+    printed: set[str] = set()
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+    ) -> None:
+        ours = issubclass(category, UserWarning) and f"{os.sep}vlmface{os.sep}" in filename
+        place = "" if ours else f"{filename}:{lineno}: {category.__name__}: "
+        text = f"warning: {place}{one_line(str(message))}"
+        if text not in printed:
+            print(text, file=sys.stderr)
+        printed.add(text)
+
+    warnings.showwarning = show
 
 
 def _unknown_options(argv: Sequence[str], words: Sequence[str]) -> str:
-    command_words = [word for word in argv[:2] if not word.startswith("-")]
+    """The message about words that a command does not know."""
+    command_words = " ".join(word for word in argv[:2] if not word.startswith("-"))
     return (
-        f"unknown: {' '.join(words)}: `vlmface {' '.join(command_words)} --help` lists the options"
+        f"unrecognized arguments: {' '.join(words)}: `vlmface {command_words} --help` lists the "
+        "options"
     )
 
 
@@ -115,4 +120,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The `vlmface` program, of which a launcher may start several processes."""
+    _show_warnings_as_lines()
     distributed.run_command(lambda: run(sys.argv[1:]), INTERRUPTED)

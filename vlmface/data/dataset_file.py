@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class Definition:
         label_space: A name, a YAML file, or the definition of a label space, of which id, field and
             source may be left out. It is also the `label_space` option of data sets that have one.
         prompt: What recipes train with: a prompt's name or file, or one of `prompts.GENERATED`.
+        missing: What rows without their image file are: an error, or left out ("drop").
     """
 
     dataset: str
@@ -61,6 +62,7 @@ class Definition:
     splits: dict[str, Any] | None = None
     label_space: str | dict[str, Any] = DEFAULT_SPACE
     prompt: str = "label"
+    missing: Literal["error", "drop"] = "error"
 
 
 def is_dataset_file(name: str | Path) -> bool:
@@ -99,6 +101,7 @@ class DatasetFile:
             Splits, dict(self.definition.splits or {}), where=f"splits of {self.path}"
         )
         self._check_splits()
+        self.missing = self.definition.missing
         dataset = self._beside(self.definition.dataset)
         if is_yaml(dataset):
             raise UserError(f"{self.path}: dataset is {dataset}, but must not be a YAML file")

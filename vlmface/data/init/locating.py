@@ -73,7 +73,7 @@ def locate(path: Path, column: Column, images: str | None) -> Located:
 
 def _existing(existing: int, all_paths: int, folder: Path) -> str:
     missing = all_paths - existing
-    left_out = "; `missing: drop` in options leaves the others out" if missing else ""
+    left_out = "; `missing: drop` in the YAML file leaves out the others" if missing else ""
     return f"{existing:,} of {all_paths:,} files exist in {folder}{left_out}"
 
 

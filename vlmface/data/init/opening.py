@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ def _sheet_of_pictures(path: Path, sheets: list[str]) -> str:
             f"{path} has the sheets {', '.join(map(repr, sheets))}, of which {len(fitting)} name "
             "pictures: choose one with --sheet NAME, or join their columns in one sheet"
         )
+    others = ", ".join(repr(name) for name in sheets if name != fitting[0])
+    warnings.warn(
+        f"{path}: the sheet {fitting[0]!r} is read, which alone names pictures, and not {others}",
+        stacklevel=3,
+    )
     return fitting[0]
 
 

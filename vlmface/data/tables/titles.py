@@ -51,7 +51,7 @@ def warn_of_titles(path: Path, titles: int, place: int, unit: str) -> None:
         place: Of the header.
         unit: What places are: "line" or "row".
     """
-    rows = "1 row" if titles == 1 else f"{titles} rows"
     warnings.warn(
-        f"{path}: {rows} above the header in {unit} {place} are left out as titles", stacklevel=5
+        f"{path}: the header is in {unit} {place}; {titles} above it with titles left out",
+        stacklevel=5,
     )
