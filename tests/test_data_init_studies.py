@@ -176,6 +176,21 @@ def test_pictures_are_found_by_their_names_alone(cell: str, kind: str) -> None:
     assert loaded()[0]["id"] == "table-img/0.png"
 
 
+def test_names_alone_do_not_confuse_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    """A relative path is not that of a picture in another folder, unless that folder is named; and
+    two paths are not the same picture."""
+    cells = [(f"other/{i}.png", WORDS[i % 3], f"S{i % 8}") for i in range(30)]
+    table = write("t.csv", ("file", "label", "person"), cells)
+    assert "no file of column 'file' exists" in refused(capsys, table)
+    assert init(table, "--images", "img")["options"]["find_images"] == "name"
+    cells[1] = ("another/0.png", *cells[1][1:])
+    table = write("t.csv", ("file", "label", "person"), cells)
+    assert "another picture than 'other/0.png'" in refused(capsys, table, "--images", "img")
+    for i in range(30):
+        picture(Path(f"img/again/{i}.png"), i)
+    assert "and not of 0.png and again/0.png" in refused(capsys, table, "--images", "img")
+
+
 def test_missing_pictures_are_left_out_where_the_file_says_so() -> None:
     cells = [(f"img/{i + 3}.png", WORDS[i % 3], f"S{i % 8}") for i in range(30)]
     table = write("t.csv", ("file", "label", "person"), cells)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from vlmface.data.init import pictures
 from vlmface.data.init.columns import Column
 from vlmface.data.init.names import place_of, role_of
-from vlmface.data.tables.cells import BadCellError
 from vlmface.data.tables.file_index import FileIndex
 from vlmface.errors import UserError
 
+_BY_NAME = {"name": "by their names alone", "stem": "by their names without ending"}
 _SAMPLE = 200  # cells that are compared with names of files
 _MOSTLY = 0.9  # share of the cells of a column of ids that name a picture
 
@@ -55,20 +55,23 @@ def locate(path: Path, column: Column, images: str | None) -> Located:
         assert folder is not None
         return Located(_existing(existing, len(paths), folder), folder)
     folder = folder or near
-    for kind, what in (("name", "by their names alone"), ("stem", "by their names without ending")):
+    # A relative path whose folder does not exist may be of other pictures with the same names.
+    by_name = images is not None or not any(map(_is_below_a_folder, paths))
+    for kind, what in _BY_NAME.items() if by_name else ():
         index = FileIndex(folder, stems=kind == "stem")
-        try:
-            existing = sum(index.find(cell) is not None for cell in paths)
-        except BadCellError as error:
-            raise UserError(f"{path}: column {column.name!r} does not hold {error}") from error
-        if existing:
+        if existing := sum(map(index.has, paths)):
             text = f"{_existing(existing, len(paths), folder)}, found {what}"
             return Located(text, folder, {"find_images": kind})
     raise UserError(
         f"{path}: no file of column {column.name!r} exists, such as {paths[0]!r}, which was looked "
-        f"for in and around {folder}, also by its name alone: name the folder that holds them, "
-        "--images FOLDER"
+        f"for in and around {folder}: name the folder that the paths start from, --images FOLDER"
     )
+
+
+def _is_below_a_folder(cell: str) -> bool:
+    """Whether a cell is a relative path with a folder."""
+    path = PureWindowsPath(cell)
+    return not path.root and not path.drive and len(path.parts) > 1
 
 
 def _existing(existing: int, all_paths: int, folder: Path) -> str:

@@ -73,11 +73,11 @@ class FileIndex:
         return str(self._folder.joinpath(*best[0]))
 
     def has(self, cell: str) -> bool:
-        """Whether a cell names a single picture."""
+        """Whether a cell names a picture, or several."""
         try:
             return self.find(cell) is not None
         except BadCellError:
-            return False
+            return True
 
     def _key(self, name: str) -> str:
         folded = unicodedata.normalize("NFC", name).casefold()

@@ -14,7 +14,7 @@ import numpy as np
 from vlmface.data import video
 from vlmface.data.records import folder_of_images
 from vlmface.data.tables import clips, single_frames
-from vlmface.data.tables.cells import as_label, convert
+from vlmface.data.tables.cells import BadCellError, as_label, convert
 from vlmface.data.tables.columns import Source
 from vlmface.data.tables.file_index import FileIndex, missing_path
 from vlmface.data.tables.options import TableOptions
@@ -147,12 +147,15 @@ def _pictures_by_name(
 ) -> Media:
     """`_pictures` of the option `find_images`."""
     index = FileIndex(folder, stems=options.find_images == "stem")
+    cell_of: dict[str, str] = {}
 
     def picture(value: Any) -> tuple[str, str] | None:
         name = as_label(value)
         if name is None:
             return None
         path = index.find(name) or missing_path(folder, name)
+        if (other := cell_of.setdefault(path, name)) != name:
+            raise BadCellError(f"another picture than {other!r}, which {path} is for")
         return os.path.relpath(path, folder), path
 
     cells = convert(table, column, rows, picture)

@@ -32,7 +32,8 @@ def rater_votes(
     """
     columns = matching_columns(table, options.raters or (), "raters")
     labels = one_label_words(options, "raters=")
-    of_raters = [convert(table, column, rows, labels.of_cell) for column in columns]
+    read: Callable[[Any], Any] = labels.of_cell
+    of_raters = [convert(table, column, rows, read) for column in columns]
     words = list(dict.fromkeys(word for column in of_raters for word in column if word))
     return words, sum(
         (_counts(column, words) for column in of_raters), np.zeros((len(rows), len(words)))
