@@ -131,8 +131,9 @@ def _add_init(tools: Commands) -> None:
     init.add_argument("--images", metavar="FOLDER", help="the folder that paths start from")
     init.add_argument(
         "--split-by",
-        choices=("subject", "image"),
-        help="what is never in two splits (default: subject, if a column names people)",
+        choices=("subject", "image", "video"),
+        help="what is never in two splits (default: subject, if a column names people; else video, "
+        "if rows are frames of several videos)",
     )
     init.add_argument("--label-space", metavar="NAME|FILE", help="what the labels are")
     init.add_argument(

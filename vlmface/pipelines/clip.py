@@ -128,7 +128,7 @@ def prepare(settings: Settings) -> tuple[steps.Evaluation, Rows]:
         UserError: The benchmark does not score the labels, the data cannot be read, or lack what is
             trained on.
     """
-    texts = label_texts.load(settings.prompt)
+    texts = settings.texts
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [texts])
     baseline = benchmarks.load_baseline(benchmark)

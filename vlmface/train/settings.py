@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from vlmface import data, prompts
 from vlmface.errors import UserError
-from vlmface.train import checks, validation
+from vlmface.train import adapter_settings, checks, validation
 from vlmface.utils.ranges import (
     Checked,
     Count,
@@ -386,6 +386,13 @@ class SFTSettings(
     dataloader_workers: Natural = 0
     scoring: Literal["generate", "likelihood", "both"] = "generate"
     max_new_tokens: Count = 256
+
+    @classmethod
+    def implied(cls, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the YAML file of a data set, and of the adapter in `init_from`: its shape, where the
+        settings file has another one."""
+        of_adapter = adapter_settings.implied(cls, stored, overrides)
+        return super().implied(stored, overrides) | of_adapter
 
     @property
     def prompts(self) -> list[str]:

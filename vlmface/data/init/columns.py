@@ -84,11 +84,15 @@ class Column:
         except ValueError:
             return None
 
+    def texts(self) -> list[str | None]:
+        """The text of each row, None for an empty cell."""
+        texts = [str(value).strip() or None for value in self.values]
+        return [None if code < 0 else texts[code] for code in self.codes.tolist()]
 
-def columns_of(table: Table) -> dict[str, Column]:
-    """The columns of a table by name."""
-    rows = np.arange(len(table))
-    return {name: Column(name, *distinct(table, name, rows)) for name in table.columns}
+
+def column_of(table: Table, name: str) -> Column:
+    """A column of a table."""
+    return Column(name, *distinct(table, name, np.arange(len(table))))
 
 
 def guess(
@@ -98,7 +102,7 @@ def guess(
 
     Args:
         table: The table.
-        columns: Of `columns_of`.
+        columns: Those that may have a role, by name.
         chosen: {role: column, NONE, or None to guess}.
 
     Raises:

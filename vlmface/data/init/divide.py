@@ -29,15 +29,15 @@ def shares(present: Collection[str], groups: int) -> dict[str, Any]:
 
 
 def check_rows(
-    table: Table, groups: Sequence[str], labels: Sequence[Sequence[str]], *, by_person: bool
+    table: Table, groups: Sequence[str], labels: Sequence[Sequence[str]], *, by: str
 ) -> None:
     """Raise UserError for too few rows, and for a label that cannot be in train and in test.
 
     Args:
         table: The table.
-        groups: The person or picture of each row.
+        groups: The person, video or picture of each row.
         labels: The labels of each row.
-        by_person: Whether the groups are people.
+        by: What the groups are: "subject", "video" or "image".
     """
     labelled = sum(bool(words) for words in labels)
     if labelled < MIN_ROWS:
@@ -47,7 +47,10 @@ def check_rows(
         )
     if rare := rare_label(groups, labels):
         label, row = rare
-        single = f"pictures of a single person ({groups[row]})" if by_person else "a single row"
+        single = {
+            "subject": f"pictures of a single person ({groups[row]})",
+            "video": f"frames of a single video ({groups[row]})",
+        }.get(by, "a single row")
         raise UserError(
             f"{table.where(row)}: the label {label!r} is on {single}, so it cannot be in train and "
             f"in test: correct it, or leave it out with --labels {label!r}=null"

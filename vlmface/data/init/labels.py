@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmface import label_spaces
+from vlmface import facs, label_spaces
+from vlmface.data.tables.units import NO_UNIT
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace, normalise
 
@@ -50,6 +52,11 @@ class LabelChoices:
     words: Sequence[str] = ()
     ordered: Sequence[str] = ()
     several: bool = False
+
+    @property
+    def any_given(self) -> bool:
+        """Whether the command line says anything about labels."""
+        return bool(self.space or self.words or self.ordered or self.several)
 
 
 def guess_labels(
@@ -97,6 +104,32 @@ def guess_labels(
     definition = _define(id, spelling, choices.ordered, several, where)
     space = label_spaces.from_mapping({"source": id, **definition}, where)
     return LabelGuess(space, definition, _count(label_counts, space, where), mapping)
+
+
+def of_action_units(units: Sequence[int], id: str) -> LabelGuess:
+    """The label space of action units, of which a face has several, where the data have no other
+    labels (the option `au_labels` of tables).
+
+    Args:
+        units: Their numbers.
+        id: Of the label space.
+    """
+    definition = {
+        "id": id,
+        "field": "context",
+        "labels": [NO_UNIT, *map(facs.name, units)],
+        "aliases": {facs.name(unit): [facs.AUS[unit].name] for unit in units},
+        "multi_label": True,
+    }
+    space = label_spaces.from_mapping({"source": id, **definition}, "the action units")
+    return LabelGuess(space, definition, {}, {})
+
+
+def definition_in(guess: LabelGuess, target: Path) -> str | dict[str, Any]:
+    """The label space as a data set's file names it: the path of a YAML file is relative to it."""
+    if isinstance(guess.definition, str) and guess.definition.endswith((".yaml", ".yml")):
+        return os.path.relpath(guess.definition, target.parent)
+    return guess.definition
 
 
 def read_mapping(words: Sequence[str], label_counts: Mapping[str, int]) -> dict[str, str | None]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from vlmface import label_texts
+from vlmface import label_spaces, label_texts
 from vlmface.clip.classifier import ClassifierConfig
 from vlmface.data import crops
 from vlmface.errors import UserError
@@ -128,7 +128,8 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
     """One run of recipes/clip_finetune.py.
 
     Args:
-        prompt: the texts of the labels: name in prompts/clip/, or a YAML file
+        prompt: the texts of the labels: name in prompts/clip/, a YAML file, or label
+        label_space: what the texts are about; prompt: label writes them for it; null: their own
         views: views of each image, such as [{size: 224, view: face}]; null: the image
         num_frames: of a video, for each view; 1: the middle one
         validation_share: share of the people to hold out, to select weights on
@@ -149,6 +150,7 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
     """
 
     prompt: str
+    label_space: str | None = None
     views: list[dict[str, Any]] | None = None
     num_frames: Count = 1
     validation_share: Annotated[float, Range(min=0, below=0.9)] = 0.0
@@ -166,6 +168,18 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
     margins: Literal["none", "ldam"] = "none"
     wise_ft_alpha: Share | Literal["auto"] = 1.0
     checkpoint_selection: Literal["last", "best"] = "last"
+
+    @classmethod
+    def implied(cls, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the YAML file of a data set: its label space, with texts that are written for it."""
+        values = super().implied(stored, overrides)
+        return values | ({"prompt": label_texts.GENERATED} if "prompt" in values else {})
+
+    @property
+    def texts(self) -> label_texts.LabelTexts:
+        """The texts of the labels. Raises UserError."""
+        named = self.label_space
+        return label_texts.load(self.prompt, None if named is None else label_spaces.space(named))
 
     @property
     def policies(self) -> tuple[str, str]:
@@ -185,7 +199,7 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
             "temporal": self.temporal == "transformer",
             "fusion": self.num_views > 1,
             # The thresholds of several labels count as a head.
-            "head": self.head == "linear" or label_texts.load(self.prompt).multi_label,
+            "head": self.head == "linear" or self.texts.multi_label,
             "affect": self.affect != "none",
         }
         return {part for part, does in trains.items() if does}
@@ -254,7 +268,7 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
             yield Unused("class_specific", f"text_tower is {self.text_tower}", ("text_tower",))
         if self.num_frames == 1:
             yield Unused("temporal", "num_frames is 1", ("num_frames",))
-        texts = label_texts.load(self.prompt)
+        texts = self.texts
         if not any(texts.negative.values()):
             why = f"prompt {texts.id} has no negative texts"
             yield Unused("negative_weight", why, ("prompt",))
