@@ -160,7 +160,7 @@ def test_a_settings_file_gives_way_to_the_adapter_but_not_in_dropout(
     qwen = yaml.safe_load(find_config("sft_cot_qwen").read_text())
     assert found.lora_dropout == qwen["lora_dropout"] != config["lora_dropout"]
     assert settings("--lora_dropout", "0.3").lora_dropout == 0.3
-    with pytest.raises(UserError, match="lora_alpha is 3.*, but the adapter in .* has"):
+    with pytest.raises(UserError, match=r"lora_alpha is 3.*, but the adapter in .* has"):
         settings("--lora_alpha", "3")
     with pytest.raises(UserError, match=r"lora_target_modules is \['q_proj'\], but the adapter"):
         settings("--lora_target_modules", "[q_proj]")

@@ -262,7 +262,9 @@ def generate(space: label_spaces.LabelSpace) -> LabelTexts:
     Args:
         space: What may be answered.
     """
-    words = {label: word for label in space.labels if (word := _word(space, label)) != label.lower()}
+    words = {
+        label: word for label in space.labels if (word := _word(space, label)) != label.lower()
+    }
     return LabelTexts(
         id=f"texts_{space.id}"[: label_spaces.LONGEST_ID],
         version=1,

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import benchmarks, data, label_spaces, manifest
+from vlmface import benchmarks, data, label_spaces, label_texts, manifest
 from vlmface.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, report, scoring_modes, tables
 from vlmface.evaluate.answering import au_set, filter_by_prompt, scored_prompts
 from vlmface.infer.endpoint import is_url
+from vlmface.label_texts import LabelTexts
 from vlmface.manifest import Manifest, is_run
 from vlmface.metrics import metrics
 from vlmface.metrics.metric import Metric, of_kind, scored_blocks, with_built_in
 from vlmface.metrics.shares import in_brackets
-from vlmface.label_texts import LabelTexts
 from vlmface.prompts import GENERATED, Prompt, PromptLike, check_images
 from vlmface.prompts import load as load_prompt
 from vlmface.utils import config, distributed, lock

@@ -229,9 +229,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
         num_frames=settings.num_frames if name == CLIP else 1,
     )
     clip = model.load_clip(settings.base_model, device=distributed.device())
-    return Classifier(
-        clip, settings.texts, model_settings.shape(1)
-    ), model_settings
+    return Classifier(clip, settings.texts, model_settings.shape(1)), model_settings
 
 
 def _still_clips(
