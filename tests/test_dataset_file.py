@@ -202,6 +202,10 @@ def test_a_split_column_may_lack_the_validation_split(tmp_path: Path) -> None:
             {"options": {"columns": COLUMNS | {"subject": None}}},
             "33 of 33 rows .* name none: .* or set by: image",
         ),
+        (
+            {"splits": {"by": "video", "test": 0.2}},
+            "splits go by video, but table-img/0.png is not a frame of a video",
+        ),
     ],
 )
 def test_one_sentence_for_what_is_wrong(

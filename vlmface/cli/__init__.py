@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn, TextIO
 
 from vlmface import __version__
 from vlmface.cli import data, models, results, scripts, training
@@ -84,7 +84,12 @@ def _show_warnings_as_lines() -> None:
     printed: set[str] = set()
 
     def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
     ) -> None:
         ours = issubclass(category, UserWarning) and f"{os.sep}vlmface{os.sep}" in filename
         place = "" if ours else f"{filename}:{lineno}: {category.__name__}: "

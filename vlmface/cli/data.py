@@ -132,8 +132,9 @@ def _add_init(tools: Commands) -> None:
     _add_init_sources(init)
     init.add_argument(
         "--split-by",
-        choices=("subject", "image"),
-        help="what is never in two splits (default: subject, if a column names people)",
+        choices=("subject", "image", "video"),
+        help="what is never in two splits (default: subject, if a column names people; else video, "
+        "if rows are frames of several videos)",
     )
     init.add_argument("--label-space", metavar="NAME|FILE", help="what the labels are")
     init.add_argument(

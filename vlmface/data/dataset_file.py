@@ -14,6 +14,7 @@ split, scored in its label space. `DatasetFile` explains the keys; `vlmface data
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -211,7 +212,7 @@ class DatasetFile:
         """The part of each row."""
         by, groups = self._groups(rows)
         labels = row_labels(rows, self.label_space)
-        units = "people" if by == "subject" else "pictures"
+        units = {"subject": "people", "image": "pictures", "video": "videos"}[by]
         if len(set(groups)) < len(shares):
             raise UserError(
                 f"{self.path}: {len(rows)} rows show {len(set(groups))} {units}, too few for the "
@@ -220,7 +221,7 @@ class DatasetFile:
         rare = {} if self.label_space.multi_label else splits.rare_labels(groups, labels)
         if "test" in shares and rare:
             label, row = next(iter(rare.items()))
-            single = "person" if by == "subject" else "picture"
+            single = {"subject": "person", "image": "picture", "video": "video"}[by]
             raise UserError(
                 f"{self.path}: the label {label!r} is on a single {single} ({_ids(rows)[row]}), so "
                 "it cannot be in train and in test: add data, correct the label, or leave it out "
@@ -229,8 +230,10 @@ class DatasetFile:
         return splits.assign(groups, labels, shares, self.splits.seed)
 
     def _groups(self, rows: Rows | datasets.Dataset) -> tuple[str, list[str]]:
-        """(subject or image, the person or picture of each row)."""
+        """(subject, image or video; the person, picture or video of each row)."""
         ids = _ids(rows)
+        if self.splits.by == "video":
+            return "video", self._videos(rows)
         subjects = column(rows, "subject")
         unnamed = [id for id, subject in zip(ids, subjects, strict=True) if not subject]
         by = self.splits.by or ("image" if unnamed else "subject")
@@ -245,6 +248,16 @@ class DatasetFile:
         if isinstance(rows, Rows):
             rows, _ = resolve_image_paths(rows, str(self.path))
         return by, splits.picture_groups(ids, image_sources(rows))
+
+    def _videos(self, rows: Rows | datasets.Dataset) -> list[str]:
+        """The video of each row."""
+        videos = [json.loads(meta or "{}").get("video") for meta in column(rows, "meta")]
+        if None in videos:
+            raise UserError(
+                f"{self.path}: splits go by video, but {_ids(rows)[videos.index(None)]} is not a "
+                "frame of a video or of a folder of frames: set by: image"
+            )
+        return videos
 
     # --- the file ---------------------------------------------------------------------------------
 

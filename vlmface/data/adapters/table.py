@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmface.data.rows import Rows
+from vlmface.data.rows import Rows, json_meta
 from vlmface.data.tables import boxes, tools
 from vlmface.data.tables.cells import required_texts
 from vlmface.data.tables.columns import Source, check_media, find_columns, warn_of_no_label
@@ -39,7 +39,7 @@ from vlmface.data.tables.options import SPLITS, TableOptions
 from vlmface.data.tables.ratings import join_ratings
 from vlmface.data.tables.splits import SPLIT_WORDS, rows_of_split, splits_of_rows
 from vlmface.data.tables.table import Table
-from vlmface.data.tables.units import read_units
+from vlmface.data.tables.units import read_units, unit_labels
 from vlmface.data.tables.votes import majority, read_votes
 from vlmface.data.tables.where import rows_where
 from vlmface.errors import UserError
@@ -112,6 +112,8 @@ def _columns(table: Table, source: Source, media: Media, options: TableOptions) 
     rows = media.rows
     several = "face_box" in source or options.tool is not None
     columns: dict[str, Any] = {"id": media.ids(several), media.field: media.values}
+    if media.videos is not None:
+        columns["meta"] = json_meta(len(rows), video=media.videos)
     if "id" in source:
         columns["id"] = [f"table-{name}" for name in required_texts(table, str(source["id"]), rows)]
     columns |= read_labels(table, source, rows, options)
@@ -135,7 +137,14 @@ def _columns(table: Table, source: Source, media: Media, options: TableOptions) 
             )
     if options.aus is not None:
         columns["aus"] = read_units(table, rows, options, clip=options.tool == "libreface")
-    if not columns.keys() - {"id", "image", "frames", "subject", "face_box"}:
+    if options.au_labels:
+        if "aus" not in columns or "context" in columns:
+            raise UserError(
+                f"{table.path}: au_labels needs columns of action units, and none of labels: name "
+                "the former in aus=, and the latter not in columns="
+            )
+        columns["context"] = unit_labels(columns["aus"])
+    if not columns.keys() - {"id", "image", "frames", "subject", "face_box", "meta"}:
         warn_of_no_label(table, source, options)
     return columns
 

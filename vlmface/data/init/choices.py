@@ -17,7 +17,8 @@ class Choices:
     Attributes:
         columns: {role: column, "none", or None to guess}, of `schema.COLUMN_ROLES`.
         images: The folder that paths start from.
-        split_by: "subject" or "image"; None: subject where people are known.
+        split_by: "subject", "image" or "video"; None: subject where people are known, else video
+            where rows are frames of several videos.
         labels: About the labels.
         raters: Columns with the labels of one rater each.
         label_columns: Columns of 0 and 1, of votes or of probabilities, one for each label.

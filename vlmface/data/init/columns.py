@@ -102,10 +102,14 @@ class Column:
         return [None if code < 0 else texts[code] for code in self.codes.tolist()]
 
 
-def columns_of(table: Table) -> dict[str, Column]:
+def column_of(table: Table, name: str) -> Column:
+    """A column of a table."""
+    return Column(name, *distinct(table, name, np.arange(len(table))))
+
+
+def all_columns(table: Table) -> dict[str, Column]:
     """The columns of a table by name."""
-    rows = np.arange(len(table))
-    return {name: Column(name, *distinct(table, name, rows)) for name in table.columns}
+    return {name: column_of(table, name) for name in table.columns}
 
 
 def guess(
@@ -118,7 +122,7 @@ def guess(
 
     Args:
         table: The table.
-        columns: Of `columns_of`.
+        columns: Those that may have a role, by name.
         chosen: {role: column, NONE, or None to guess}.
         is_person: Whether a column may name the people in the pictures, from it and the column of
             the pictures.
@@ -277,8 +281,8 @@ def _label(role: str, columns: Mapping[str, Column], rows: int) -> str | None:
     if len(few) > 1:
         hint = ""
         if share_words([columns[name] for name in few]):
-            named = " ".join(map(shlex.quote, few))
-            hint = f"; if each holds the answers of one rater, name them all, --raters {named}"
+            quoted = " ".join(map(shlex.quote, few))
+            hint = f"; if each holds the answers of one rater, name them all, --raters {quoted}"
         raise UserError(
             f"the columns {', '.join(map(repr, few))} may all hold the label: name one, "
             f"--label {shlex.quote(few[0])}{hint}"

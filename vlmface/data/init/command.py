@@ -8,13 +8,15 @@ from typing import Any
 
 from vlmface.data.catalog import dataset_module
 from vlmface.data.dataset_file import DatasetFile, row_labels
-from vlmface.data.init.choices import Choices
+from vlmface.data.init import known_files
+from vlmface.data.init.choices import Choices, Finding
 from vlmface.data.init.label_folders import look_at_folders
 from vlmface.data.init.labels import LabelChoices
 from vlmface.data.init.opening import open_data
 from vlmface.data.init.tables import look_at_table
 from vlmface.data.init.writing import FileContent
 from vlmface.data.rows import Rows
+from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
 from vlmface.schema import COLUMN_ROLES
 from vlmface.utils import files
@@ -40,15 +42,23 @@ def init_command(path: Path, choices: Choices) -> int:
     target = choices.output or _target(path, table is not None)
     if target.exists() and not choices.overwrite:
         raise UserError(f"{target} exists already: pass --overwrite, or another file with --output")
-    if table is None:
-        finding = look_at_folders(path, target, choices)
-    else:
-        finding = look_at_table(path, table, options, target, choices)
+    finding = _look_at(path, table, options, target, choices)
     print("\n".join(finding.lines))
     dataset = _write(target, finding.content)
     _print_splits(dataset)
     _print_next(target, finding.content.prompt)
     return 0
+
+
+def _look_at(
+    path: Path, table: Table | None, options: dict[str, Any], target: Path, choices: Choices
+) -> Finding:
+    """What the data of `_open` are."""
+    if table is None:
+        return look_at_folders(path, target, choices)
+    if (file := known_files.of_table(table)) is not None:
+        return known_files.look_at(file, path, table, target, choices)
+    return look_at_table(path, table, options, target, choices)
 
 
 def _target(path: Path, is_table: bool) -> Path:
@@ -97,6 +107,10 @@ def _print_next(target: Path, prompt: str) -> None:
     print(f"  vlmface data check {target}")
     print(f"  vlmface train {recipe} --dataset {target} --output_dir {run}")
     print(f"  vlmface eval run --benchmark {target} --model {run}")
+    print(
+        f"a classifier, which is faster and gives no text: vlmface train clip_finetune --dataset "
+        f"{target} --output_dir {run}_clip"
+    )
 
 
 def choices_from(arguments: Any) -> Choices:

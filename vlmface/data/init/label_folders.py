@@ -55,7 +55,6 @@ def look_at_folders(path: Path, target: Path, choices: Choices) -> Finding:
         options=_options(guess, pattern),
         splits={"by": by, **taken, "seed": 0} if taken else None,
         label_space=labels.definition_in(guess, target),
-        unknown_people=by == "image",
     )
     return Finding(content, _lines(path, guess, pictures, subjects, pattern))
 

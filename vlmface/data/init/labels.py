@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from vlmface import label_spaces
+from vlmface import facs, label_spaces
 from vlmface.data.tables.cells import texts
 from vlmface.data.tables.files import open_table
 from vlmface.data.tables.options import TableOptions
+from vlmface.data.tables.units import NO_UNIT
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace, normalise
 
@@ -58,6 +59,11 @@ class LabelChoices:
     ordered: Sequence[str] = ()
     several: bool = False
 
+    @property
+    def any_given(self) -> bool:
+        """Whether the command line says anything about labels."""
+        return bool(self.space or self.words or self.ordered or self.several)
+
 
 def guess_labels(
     words: Mapping[str, int], choices: LabelChoices, where: str, id: str
@@ -99,6 +105,25 @@ def guess_labels(
     definition = _define(id, spelling, choices.ordered, several, where)
     space = label_spaces.from_mapping({"source": id, **definition}, where)
     return LabelGuess(space, definition, _count(label_counts, space, where), mapping)
+
+
+def of_action_units(units: Sequence[int], id: str) -> LabelGuess:
+    """The label space of action units, of which a face has several, where the data have no other
+    labels (the option `au_labels` of tables).
+
+    Args:
+        units: Their numbers.
+        id: Of the label space.
+    """
+    definition = {
+        "id": id,
+        "field": "context",
+        "labels": [NO_UNIT, *map(facs.name, units)],
+        "aliases": {facs.name(unit): [facs.AUS[unit].name] for unit in units},
+        "multi_label": True,
+    }
+    space = label_spaces.from_mapping({"source": id, **definition}, "the action units")
+    return LabelGuess(space, definition, {}, {})
 
 
 def definition_in(guess: LabelGuess, target: Path) -> str | dict[str, Any]:

@@ -11,6 +11,7 @@ from vlmface.data.init import pictures
 from vlmface.data.init.columns import Column
 from vlmface.data.init.names import place_of, role_of
 from vlmface.data.tables.file_index import FileIndex
+from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
 
 _BY_NAME = {"name": "by their names alone", "stem": "by their names without ending"}
@@ -100,4 +101,24 @@ def column_of_ids(columns: Mapping[str, Column], folder: Path) -> str | None:
         fitting,
         key=lambda n: (role_of(n) != "image", -len(columns[n].words), place_of(n)),
         default=None,
+    )
+
+
+def locate_files_of_table(path: Path, table: Table, images: str | None) -> Located:
+    """`locate` of a table whose pictures or videos are named as its files."""
+    names = [part.path.stem for part in table.parts]
+    near = path if path.is_dir() else path.parent
+    if images:
+        folder: Path | None = Path(images)
+    else:
+        folder = pictures.find_folder_of_names(names, near)
+    existing = pictures.count_named(names, folder) if folder else 0
+    if folder is None or not existing:
+        raise UserError(
+            f"{path}: no video, picture or folder of frames is named as the table, {names[0]!r} "
+            f"with any ending, which was looked for in and around {folder or near}: name the "
+            "folder that holds it, --images FOLDER, or the column of pictures, --image COLUMN"
+        )
+    return Located(
+        f"{existing:,} of {len(names):,} named as their tables exist in {folder}", folder
     )

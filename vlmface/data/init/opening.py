@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmface.data.init import columns as guesses
+from vlmface.data.init import known_files
 from vlmface.data.tables.file_index import is_system_file
 from vlmface.data.tables.files import TEXT, SeveralSheetsError, ending, open_table
 from vlmface.data.tables.folders import SAVED, open_folder, table_files
@@ -35,7 +36,9 @@ def open_data(path: Path, sheet: str | None, encoding: str | None) -> Opened:
         tables = [] if saved else table_files(path)
         if not saved and not tables:
             return _innermost(path), None, {}
-        if len(tables) == 1 and ending(tables[0]) != ".parquet":
+        if (known := known_files.find_in(path)) is not None:
+            path = known
+        elif len(tables) == 1 and ending(tables[0]) != ".parquet":
             path = tables[0]
         else:  # a split column makes it read all files
             return path, open_folder(path, "", TableOptions(split_column="")), {}
@@ -62,7 +65,7 @@ def _sheet_of_pictures(path: Path, sheets: list[str]) -> str:
     fitting = []
     for name in sheets:
         table = open_table(path, TableOptions(sheet=name))
-        if guesses.files_column("image", guesses.columns_of(table)):
+        if guesses.files_column("image", guesses.all_columns(table)):
             fitting.append(name)
     if len(fitting) != 1:
         raise UserError(

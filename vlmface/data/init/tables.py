@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,55 +11,47 @@ from pathlib import Path
 from typing import Any
 
 from vlmface.data.init import columns as guesses
-from vlmface.data.init import divide, label_columns, labels, people, raters
+from vlmface.data.init import divide, label_columns, labels, raters
 from vlmface.data.init.boxes import face_box
 from vlmface.data.init.choices import Choices, Finding
-from vlmface.data.init.columns import NONE, Column
-from vlmface.data.init.label_columns import LabelColumns
+from vlmface.data.init.columns import Column
 from vlmface.data.init.labels import LabelGuess
+from vlmface.data.init.layout import Layout, find_layout
 from vlmface.data.init.lines import counted, examples, line, role_lines, unused
-from vlmface.data.init.locating import Located, column_of_ids, locate
+from vlmface.data.init.locating import Located, locate, locate_files_of_table
 from vlmface.data.init.writing import FileContent
 from vlmface.data.tables.columns import FIELDS, NUMBERS
 from vlmface.data.tables.folders import table_splits
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.splits import SPLIT_WORDS
 from vlmface.data.tables.table import Table
+from vlmface.data.tables.tools import COLUMNS
 from vlmface.errors import UserError
-from vlmface.utils.images import SUFFIXES
 
-_PICTURE_AND_WORD = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})\s+\S", re.IGNORECASE)
 _FEW = 20  # different words of a column that is proposed as the label
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Which column of a table has which role.
+@dataclass(frozen=True, kw_only=True)
+class Guesses(Layout):
+    """What the columns of a table hold.
 
     Attributes:
-        table: The table.
-        columns: By name; also one of what the names of files say.
-        roles: {role: column}.
-        raters: Columns with the labels of one rater each.
-        marks: Columns of 0 and 1, of votes or of probabilities, one for each label; or None.
-        pattern: What the names of files say, or None.
-        repeated: How many pictures have several rows, each of which is one person's rating.
+        units: The options about columns of action units; {} without any, and under a tool.
+        au_labels: Whether the action units are the labels.
+        label: The label space, and the rows of each label.
     """
 
-    table: Table
-    columns: Mapping[str, Column]
-    roles: Mapping[str, str]
-    raters: Sequence[str] = ()
-    marks: LabelColumns | None = None
-    pattern: str | None = None
-    repeated: int = 0
+    units: Mapping[str, Any]
+    au_labels: bool
+    label: LabelGuess
 
     @property
-    def used(self) -> list[str]:
-        """The columns of the table that are read as a role or a label."""
-        marks = self.marks.names if self.marks else ()
-        names = dict.fromkeys((*self.roles.values(), *self.raters, *marks))
-        return [name for name in names if name in self.table.columns]
+    def prompt(self) -> str:
+        """What recipes train with."""
+        if "rationale" in self.roles:
+            return "rationale"
+        has_units = self.units or (self.tool is not None and self.tool.units)
+        return "au_rationale" if has_units and not self.au_labels else "label"
 
 
 def look_at_table(
@@ -78,138 +69,69 @@ def look_at_table(
     Raises:
         UserError: Something must be named.
     """
-    layout, located = _layout(path, table, choices)
-    guess = _label(path, layout, choices)
-    note, splits = _splits(layout, guess, choices)
-    units = guesses.units(layout.columns)
-    options = options | _options(layout, guess) | located.options
+    layout = find_layout(path, table, choices)
+    located = _locate(path, layout, choices)
+    folder = located.folder
+    found = _labelled(path, layout, choices)
+    note, splits = _splits(found, choices)
+    options = options | _options(found) | dict(located.options)
     base = path if path.is_dir() else path.parent
-    if located.folder is not None and located.folder.resolve() != base.resolve():
-        options["images"] = os.path.relpath(located.folder, target.parent)
+    if folder is not None and folder.resolve() != base.resolve():
+        options["images"] = os.path.relpath(folder, target.parent)
     content = FileContent(
         source=path.name,
         dataset="table",
         root=os.path.relpath(path, target.parent),
-        options=options | units,
+        options=options | dict(found.units),
         splits=splits,
-        label_space=labels.definition_in(guess, target),
-        prompt="rationale" if "rationale" in layout.roles else "au_rationale" if units else "label",
-        unknown_people=splits.get("by") == "image",
+        label_space=labels.definition_in(found.label, target),
+        prompt=found.prompt,
     )
     lines = [f"{path}: {len(table):,} rows, columns {table.names()}", ""]
-    lines += _lines(layout, guess, located, options | units)
+    lines += _lines(found, located, options)
     if note:
         lines.append(note)
-    return Finding(content, [*lines, "", *examples(table, layout.used)])
+    shown = found.used or list(table.columns)[:5]
+    return Finding(content, [*lines, "", *examples(table, shown)])
 
 
 # --- columns and labels ---------------------------------------------------------------------------
 
 
-def _layout(path: Path, table: Table, choices: Choices) -> tuple[Layout, Located]:
-    columns = guesses.columns_of(table)
-    chosen = dict(choices.columns)
-    by_raters = [table.need(name, "--raters") for name in choices.raters]
-    marked = [table.need(name, "--label-columns") for name in choices.label_columns]
-    if not chosen.get("label") and not by_raters and not marked:
-        by_raters = raters.rater_columns(columns)
-    if by_raters or marked:
-        chosen["label"] = NONE
-    rest = {name: c for name, c in columns.items() if name not in (*by_raters, *marked)}
-    if not (chosen.get("image") or chosen.get("video")) and not any(
-        guesses.files_column(role, rest) for role in ("image", "video")
-    ):
-        near = Path(choices.images) if choices.images else path if path.is_dir() else path.parent
-        chosen["image"] = column_of_ids(rest, near)
-    has_box = face_box(columns)[0] is not None
-    is_person = (lambda column, image: True) if has_box else raters.names_people
-    roles = guesses.guess(table, rest, chosen, is_person)
-    if "image" not in roles and "video" not in roles:
-        hint = "name it with --image COLUMN"
-        if any(_PICTURE_AND_WORD.search(name) for name in columns):
-            hint = "put a comma or a tab between the columns"
-        if "messages" in columns or "conversations" in columns:
-            hint = "conversations are read by `llava_json` (docs/tables.md)"
-        raise UserError(f"{path}: no column holds names of picture files ({table.names()}): {hint}")
-    located = locate(path, columns[roles.get("image") or roles["video"]], choices.images)
-    layout = Layout(table, columns, roles, by_raters)
-    layout = _with_names(layout, choices)
-    if "label" in layout.roles or by_raters:
-        return _with_rows_as_ratings(layout, has_box), located
-    if marked:
-        marks: LabelColumns | None = label_columns.of_columns(columns, marked)
-    else:
-        free = {n: c for n, c in columns.items() if n not in layout.roles.values()}
-        marks = label_columns.find_label_columns(free)
-    return dataclasses.replace(layout, marks=marks), located
-
-
-def _with_names(layout: Layout, choices: Choices) -> Layout:
-    """The layout with the people or labels that the names of pictures hold."""
-    image = layout.columns.get(layout.roles.get("image", ""))
-    no_people = choices.columns.get("subject") == NONE or "subject" in layout.roles
-    pattern = choices.name_pattern
-    if image is None or not image.words or (pattern is None and no_people):
-        return layout
-    pattern = pattern or people.guess_pattern(list(image.words))
-    if pattern is None:
-        return layout
-    roles, columns = dict(layout.roles), dict(layout.columns)
-    for field in people.fields_of(pattern):
-        if field in roles:
-            raise UserError(
-                f"--name-pattern {pattern!r} and the column {roles[field]!r} both hold the {field}:"
-                f" leave the column out, --{field} none"
-            )
-        name = f"{people.NAMES} ({field})"
-        columns[name] = people.column_of_names(image.texts(), pattern, field)
-        roles[field] = name
-    return dataclasses.replace(layout, columns=columns, roles=roles, pattern=pattern)
-
-
-def _with_rows_as_ratings(layout: Layout, has_box: bool) -> Layout:
-    """The layout in which rows of one picture are ratings of it. Raises UserError for a column of
-    people that was named although the rows of a picture differ in it."""
-    image = layout.columns.get(layout.roles.get("image", ""))
-    repeated = 0 if image is None or has_box else raters.num_repeated(image)
-    if not repeated:
-        return layout
-    person = layout.roles.get("subject")
-    if person is not None and not raters.names_people(layout.columns[person], image):
-        raise UserError(
-            f"{layout.table.path}: the rows of one picture differ in {person!r}, so it names who "
-            "rated the picture, and not who is in it: leave it out, --subject none"
-        )
-    if layout.raters:
-        raise UserError(
-            f"{layout.table.path}: {repeated:,} pictures have several rows, but there are columns "
-            "of several raters, too: keep one row for each picture"
-        )
-    return dataclasses.replace(layout, repeated=repeated)
-
-
-def _label(path: Path, layout: Layout, choices: Choices) -> LabelGuess:
-    """The label space. Raises UserError if no column holds labels."""
-    columns, roles = layout.columns, layout.roles
-    choice = choices.labels
+def _labelled(path: Path, layout: Layout, choices: Choices) -> Guesses:
+    """The labels: those of a column, or of raters, or of columns of labels, or else the action
+    units."""
+    columns, tool, choice = layout.columns, layout.tool, choices.labels
+    units = {} if tool else guesses.units(columns)
+    name = layout.roles.get("label")
+    if name is None and tool and not layout.raters and not layout.marks:
+        name = tool.label
+    marks = layout.marks.names if layout.marks else tool.votes if tool else ()
+    numbers = tool.units if tool else [int(unit[2:]) for unit in units.get("aus", ())]
+    id = labels.space_name(path)
     if layout.raters:
         words = raters.words_of([columns[name] for name in layout.raters])
-        where = f"{path}, columns of raters"
-    elif "label" in roles:
-        words, where = columns[roles["label"]].words, f"{path}, column {roles['label']!r}"
-    elif layout.marks is not None:
-        words = dict.fromkeys(layout.marks.names, 1)
+        guess = labels.guess_labels(words, choice, f"{path}, columns of raters", id)
+    elif name is not None:
+        column = columns.get(name) or guesses.column_of(layout.table, name)
+        guess = labels.guess_labels(column.words, choice, f"{path}, column {name!r}", id)
+    elif marks:
+        several = choice.several or (layout.marks is not None and layout.marks.several)
+        choice = dataclasses.replace(choice, several=several)
         where = f"{path}, columns of labels"
-        choice = dataclasses.replace(choice, several=choice.several or layout.marks.several)
+        guess = labels.guess_labels(dict.fromkeys(marks, 1), choice, where, id)
+    elif numbers and not choice.any_given:
+        guess = labels.of_action_units(numbers, id)
     else:
         raise _no_label(path, layout)
-    guess = labels.guess_labels(words, choice, where, labels.space_name(path))
     if guess.space.multi_label and layout.repeated:
         raise UserError(
             f"{path}: {layout.repeated:,} pictures have several rows: of faces with several "
             "labels, keep one row for each picture"
         )
-    return guess
+    au_labels = not (layout.raters or name or marks)
+    values = {field.name: getattr(layout, field.name) for field in dataclasses.fields(layout)}
+    return Guesses(**values, units=units, au_labels=au_labels, label=guess)
 
 
 def _no_label(path: Path, layout: Layout) -> UserError:
@@ -229,60 +151,76 @@ def _no_label(path: Path, layout: Layout) -> UserError:
     )
 
 
+def _locate(path: Path, layout: Layout, choices: Choices) -> Located:
+    """Where the pictures are."""
+    roles, tool = layout.roles, layout.tool
+    role = next((role for role in ("image", "video") if role in roles), None)
+    column = layout.columns[roles[role]] if role else tool.files if tool else None
+    if column is None:
+        return locate_files_of_table(path, layout.table, choices.images)
+    return locate(path, column, choices.images)
+
+
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def _splits(
-    layout: Layout, guess: LabelGuess, choices: Choices
-) -> tuple[str | None, dict[str, Any]]:
+def _splits(found: Guesses, choices: Choices) -> tuple[str | None, dict[str, Any]]:
     """(a line about people, `splits`)."""
-    table, columns, roles = layout.table, layout.columns, layout.roles
-    by, groups, note = _groups(layout, choices)
+    by, groups, note = _groups(found, choices)
+    table, roles, guess = found.table, found.roles, found.label
     splits: dict[str, Any] = {}
     present = set(table_splits(table.path, TableOptions())) if table.path.is_dir() else set()
     if "split" in roles:
-        column = columns[roles["split"]]
+        column = found.columns[roles["split"]]
         splits["column"] = column.name
         if names := guesses.split_names(column):
             splits["names"] = names
         words = {word: names.get(word) or SPLIT_WORDS[word.casefold()] for word in column.words}
         present = set(words.values())
-    if "label" in roles and not layout.repeated:
-        row_labels = _row_labels(columns[roles["label"]], guess)
-        if "test" not in present and not guess.space.multi_label:
-            divide.check_rows(table, groups, row_labels, by_person=by == "subject")
+    is_checked = "label" in roles and not found.repeated and not guess.space.multi_label
+    if is_checked and "test" not in present:
+        row_labels = _row_labels(found.columns[roles["label"]], guess)
+        divide.check_rows(table, groups, row_labels, by=by)
     taken = divide.shares(present, len(set(groups)))
     if taken:
         splits = {**splits, "by": by, **taken, "seed": 0}
-    if by == "image" and taken and note is None:
-        note = line("", "", "people are not known: splits go by picture (see the YAML file)")
-    return note, splits
+    if by != "subject" and taken and note is None:
+        each = "picture" if by == "image" else "video"
+        note = line("", "", f"people are not known: splits go by {each} (see the YAML file)")
+    return (note if taken or by == "subject" else None), splits
 
 
-def _groups(layout: Layout, choices: Choices) -> tuple[str, list[str], str | None]:
-    """(subject or image, the person or picture of each row, a line about why)."""
-    table, columns, roles = layout.table, layout.columns, layout.roles
-    image = columns.get(roles.get("image", ""))
-    pictures = [str(i) for i in range(len(table))]
-    if layout.repeated and image is not None:
-        pictures = [str(code) for code in image.codes.tolist()]
-    people_of_rows = columns[roles["subject"]].texts() if "subject" in roles else None
-    if choices.split_by == "subject" and people_of_rows is None:
+def _groups(found: Guesses, choices: Choices) -> tuple[str, list[str], str | None]:
+    """(subject, video or image; the person, video or picture of each row; a line about why)."""
+    roles, rows = found.roles, [str(i) for i in range(len(found.table))]
+    if found.repeated:
+        rows = [str(code) for code in found.columns[roles["image"]].codes.tolist()]
+    if choices.split_by == "image":
+        return "image", rows, None
+    people = found.columns[roles["subject"]].texts() if "subject" in roles else None
+    videos = found.tool.videos if found.tool and not found.names_pictures else None
+    if choices.split_by == "subject" and people is None:
         raise UserError("--split-by subject needs a column that names people: --subject COLUMN")
-    if people_of_rows is None or choices.split_by == "image":
-        return "image", pictures, None
-    if None in people_of_rows:
-        raise UserError(
-            f"{table.where(people_of_rows.index(None))}: {roles['subject']!r} is empty, so it is "
-            "not known who that is: fill it in, or split by picture, --split-by image"
-        )
-    if len(set(people_of_rows)) < 2:
-        text = f"all rows are of one person, {people_of_rows[0]}: splits go by picture"
-        return "image", pictures, line("", "", text)
-    return "subject", [str(person) for person in people_of_rows], None
+    if choices.split_by == "video" and videos is None:
+        raise UserError("--split-by video is for tables of programs that measure videos")
+    note = None
+    if people is not None and choices.split_by != "video":
+        if None in people:
+            raise UserError(
+                f"{found.table.where(people.index(None))}: {roles['subject']!r} is empty, so it is "
+                "not known who that is: fill it in, or split by picture, --split-by image"
+            )
+        if len(set(people)) > 1:
+            return "subject", list(map(str, people)), None
+        note = line("", "", f"all rows are of one person, {people[0]}: splits go by picture")
+    if videos is not None:
+        if len(set(videos)) > 1:
+            return "video", list(map(str, videos)), None
+        note = line("", "", "all rows are frames of one video: test scores will be too high")
+    return "image", rows, note
 
 
-def _row_labels(column: guesses.Column, guess: LabelGuess) -> list[tuple[str, ...]]:
+def _row_labels(column: Column, guess: LabelGuess) -> list[tuple[str, ...]]:
     """The labels of each row."""
     mapping = {labels.normalise(word): label for word, label in guess.mapping.items()}
     of_value = []
@@ -297,55 +235,92 @@ def _row_labels(column: guesses.Column, guess: LabelGuess) -> list[tuple[str, ..
 # --- the file -------------------------------------------------------------------------------------
 
 
-def _options(layout: Layout, guess: LabelGuess) -> dict[str, Any]:
+def _options(found: Guesses) -> dict[str, Any]:
     """The options of `table`."""
-    table, columns, roles = layout.table, layout.columns, layout.roles
     named: dict[str, Any] = {
-        role: name for role, name in roles.items() if role != "split" and name in table.columns
+        role: name
+        for role, name in found.roles.items()
+        if role != "split" and name in found.table.columns
     }
-    box, box_options = face_box(columns)
+    box, box_options = face_box(found.columns)
     if box is not None:
         named["face_box"] = box
-    used = {*roles.values(), *(box if isinstance(box, list) else [box])}
+    used = {*found.roles.values(), *(box if isinstance(box, list) else [box])}
+    of_tool = COLUMNS[found.tool.tool] if found.tool else {}
     for name in FIELDS:  # columns that would be read by their names alone
-        column = table.find(name)
-        if name in named or column is None:
+        column = found.table.find(name)
+        if name in named or column is None or name in of_tool:
             continue
-        is_id = name == "id" and len(columns[column].values) == len(table)
+        is_id = name == "id" and len(found.columns[column].values) == len(found.table)
         if not is_id and (name == "id" or column not in used):
             named[name] = None
-    options: dict[str, Any] = {"columns": named, **box_options}
-    if any(columns[roles[role]].has_decimal_commas for role in NUMBERS if role in roles):
+    if found.tool and found.tool.label and "label" in found.roles:
+        named.setdefault("emotion", None)  # the label is the user's, and not the program's
+        if found.label.space.field == "emotion":
+            del named["emotion"]
+    options: dict[str, Any] = {"tool": found.tool.tool} if found.tool else {}
+    if named:
+        options["columns"] = named
+    options |= box_options
+    if found.label.mapping:
+        options["labels"] = found.label.mapping
+    affect = [found.columns[found.roles[role]] for role in NUMBERS if role in found.roles]
+    if any(column.has_decimal_commas for column in affect):
         options["decimal"] = ","
-    if guess.mapping:
-        options["labels"] = guess.mapping
-    if layout.marks is not None:
-        options["votes"] = list(layout.marks.names)
-    if layout.raters:
-        options["raters"] = list(layout.raters)
-    if layout.repeated:
+    if found.marks is not None:
+        options["votes"] = list(found.marks.names)
+    if found.raters:
+        options["raters"] = list(found.raters)
+    if found.repeated:
         options["votes_in_rows"] = True
-    if layout.pattern is not None:
-        options["name_pattern"] = layout.pattern
+    if found.pattern is not None:
+        options["name_pattern"] = found.pattern
+    if found.au_labels:
+        options["au_labels"] = True
     return options
 
 
-def _lines(
-    layout: Layout, guess: LabelGuess, located: Located, options: Mapping[str, Any]
-) -> list[str]:
-    lines = role_lines(layout.columns, layout.roles, guess, located.text)
-    if layout.pattern is not None:
-        lines.append(line("", "", f"names of files are read as {layout.pattern}"))
-    if layout.marks is not None:
+def _lines(found: Guesses, located: Located, options: Mapping[str, Any]) -> list[str]:
+    roles, tool, guess = found.roles, found.tool, found.label
+    lines = role_lines(found.columns, roles, guess, located.text)
+    if tool is not None:
+        if not found.names_pictures:
+            what = "video" if tool.videos else "image"
+            lines.insert(0, line(what, tool.files.name if tool.files else "", located.text))
+        lines.insert(0, line("program", tool.title, "its columns are read as it writes them"))
+        if tool.label and "label" not in roles:
+            lines.append(line("label", tool.label, counted(guess)))
+        if tool.units:
+            lines.append(line("action units", f"{len(tool.units)}", _named(tool.units)))
+    lines += _label_lines(found)
+    box = options.get("columns", {}).get("face_box") or []
+    written = tool.columns if tool else ()
+    return lines + unused(
+        found.table, [*found.used, *written, *found.units.get("aus", {}).values(), *box]
+    )
+
+
+def _label_lines(found: Guesses) -> list[str]:
+    """Lines about labels that are not in one column."""
+    roles, tool, guess = found.roles, found.tool, found.label
+    lines = []
+    if found.pattern is not None:
+        lines.append(line("", "", f"names of files are read as {found.pattern}"))
+    if found.marks or (tool and tool.votes and "label" not in roles):
         kind = "all that are 1" if guess.space.multi_label else "most votes"
         lines.append(line("label", kind, ", ".join(guess.space.labels)))
-    if layout.raters:
-        lines.append(line("label", f"most of {len(layout.raters)} raters", counted(guess)))
-    if layout.repeated:
-        text = f"{layout.repeated:,} pictures have several rows: each row is counted as a vote"
+    if found.raters:
+        lines.append(line("label", f"most of {len(found.raters)} raters", counted(guess)))
+    if found.repeated:
+        text = f"{found.repeated:,} pictures have several rows: each row is counted as a vote"
         lines.append(line("", "", text))
-    units = options.get("aus", {})
-    if units:
+    if units := found.units.get("aus"):
         lines.append(line("action units", f"{len(units)} columns", ", ".join(units)))
-    box = options["columns"].get("face_box") or []
-    return lines + unused(layout.table, [*layout.used, *units.values(), *box])
+    if found.au_labels:
+        text = "no column holds another label: a model learns to name the action units"
+        lines.append(line("label", "action units", text))
+    return lines
+
+
+def _named(units: Sequence[int]) -> str:
+    return ", ".join(f"AU{unit}" for unit in units)

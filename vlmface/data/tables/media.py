@@ -36,6 +36,7 @@ class Media:
         values: n pictures: paths or bytes, or lists of paths.
         names: what each is called in the table, for ids.
         aligned: whether they are faces that a tool cut out, which boxes do not fit.
+        videos: the name of each row's video or folder of frames, where rows are single frames.
     """
 
     rows: np.ndarray
@@ -43,6 +44,7 @@ class Media:
     values: Sequence[Any]
     names: Sequence[str]
     aligned: bool = False
+    videos: Sequence[str] | None = None
 
     def ids(self, several_faces: bool) -> list[str]:
         """An id for each. Pictures inside the table that were all stored under one name are told
@@ -91,7 +93,9 @@ def read_media(
     videos = _videos(table, source, rows, folder, skipped)
     if "frame" in source:
         frames = single_frames.read(table, source, videos, options, skipped)
-        return Media(frames.rows, "image", frames.paths, frames.names, frames.aligned)
+        return Media(
+            frames.rows, "image", frames.paths, frames.names, frames.aligned, frames.videos
+        )
     if "video" in source:
         return Media(*clips.video_clips(table, source, videos, options, skipped))
     return _pictures_of_files(table, rows, folder)

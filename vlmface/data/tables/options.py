@@ -88,6 +88,8 @@ class TableOptions:
         au_intensities: columns of intensities next to those of presence in `aus`, in the same
             forms.
         au_missing: codes for "not annotated", such as 9 or [9, 999, -1].
+        au_labels: whether the action units that are present are also the words of `context`: AU1,
+            AU12, ..., or "no action unit".
         where: rows to keep, such as "confidence > 0.8 and label not in ('none', 'other')"; see
             `vlmface.data.tables.where`.
         split_column: the column that holds train, validation or test.
@@ -126,6 +128,7 @@ class TableOptions:
     au_threshold: float | None = None
     au_intensities: str | Sequence[str] | Mapping[Any, Column | Sequence[Column]] | None = None
     au_missing: float | str | Sequence[float | str] = ()
+    au_labels: bool = False
     where: str | None = None
     split_column: Column | None = None
     splits: Mapping[Any, str] | None = None
@@ -160,4 +163,9 @@ class TableOptions:
             raise UserError(
                 "au_intensities= is for columns next to those of presence: set aus= to the columns "
                 "of presence, or leave au_intensities out"
+            )
+        if self.au_labels and self.label_field != "context":
+            raise UserError(
+                "au_labels makes words of the field context: set label_field='context', or name "
+                "the action units as labels of a label space with field: context"
             )
