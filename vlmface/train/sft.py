@@ -260,7 +260,8 @@ def _model(
         # transformers 5.23 notes renamings that it did not make, and would undo them when it saves.
         model._weight_conversions = None
     if settings.init_from is not None:
-        return attach(model, settings.init_from, trainable=True), None
+        dropout = settings.lora_dropout
+        return attach(model, settings.init_from, trainable=True, dropout=dropout), None
     if settings.uses_lora:
         return model, lora_config(settings.lora, family, model, len(processor.tokenizer))
     modules.freeze(family.MODULE_PATHS, model, settings.trainable)
