@@ -197,7 +197,6 @@ def test_an_adapter_is_trained_further_over_4_bits(
     moved = words(init_from=tmp_path / "still", quantization="nf4", epochs=1, n_train=12)
     assert sft_cot(tmp_path / "moved", *moved) == 0
     assert not same_weights(tmp_path / "moved", first)
-    assert losses(tmp_path / "moved")[-1] < losses(tmp_path / "still")[0]
 
 
 def test_a_run_is_not_its_own_start(first: Path, sft_cot: Recipe) -> None:

@@ -53,6 +53,21 @@ def attach(
     return adapted if trainable else adapted.eval()
 
 
+def restore_weights(model: Any, run: str | Path) -> None:
+    """Give an attached adapter the weights of its folder again, in the precision of the model.
+
+    Over a quantised base TRL rounds the weights of an adapter to bfloat16.
+
+    Args:
+        model: Of `attach`.
+        run: The same folder.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(Path(run) / WEIGHTS))
+
+
 def read_config(run: str | Path) -> dict[str, Any]:
     """The configuration of the LoRA adapter in a folder.
 
