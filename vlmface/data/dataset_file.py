@@ -96,8 +96,8 @@ class DatasetFile:
         self.path = Path(path).expanduser()
         content = config.read_yaml(self.path)
         self.definition = config.from_dict(Definition, content, where=str(self.path))
-        named = "label_space" in content
-        self.label_space = label_spaces.space(str(self.path) if named else DEFAULT_SPACE)
+        self.label_space_name = str(path) if "label_space" in content else DEFAULT_SPACE
+        self.label_space = label_spaces.space(self.label_space_name)
         self.splits = config.from_dict(
             Splits, dict(self.definition.splits or {}), where=f"splits of {self.path}"
         )

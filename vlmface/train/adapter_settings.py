@@ -69,13 +69,17 @@ def implied(cls: Any, stored: Mapping[str, Any], overrides: Mapping[str, str]) -
         stored: Values of the settings file.
         overrides: {field: text} of the command line.
 
+    Returns:
+        Nothing without an adapter; the run refuses a folder that does not hold one.
+
     Raises:
-        UserError: The command line names another value, or there is no such adapter or base.
+        UserError: The command line names another value, or the adapter or its base is damaged.
     """
     types = kinds(cls)
     names = ("init_from", "base_model")
     folder, base = (overrides.get(name, stored.get(name)) for name in names)
-    if not isinstance(base, str) or config.convert("init_from", types["init_from"], folder) is None:
+    is_none = config.convert("init_from", types["init_from"], folder) is None
+    if is_none or not isinstance(base, str) or not (Path(str(folder)) / adapter.CONFIG).is_file():
         return {}
     values = read(str(folder), manifest.resolve(base))
     chosen = {

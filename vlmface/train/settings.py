@@ -199,9 +199,10 @@ class DatasetSettings(Checked):
             return {}
         values: dict[str, Any] = {"benchmark": name, "n_train": None}
         if "label_space" in kinds(cls):
-            values["label_space"] = name
+            module = data.dataset_module(name)
+            values["label_space"] = module.label_space_name
             if stored.get("prompt") not in prompts.GENERATED:
-                values["prompt"] = data.dataset_module(name).prompt
+                values["prompt"] = module.prompt
         chosen = overrides if "dataset" in overrides else {**stored, **overrides}
         return {
             name: value

@@ -25,7 +25,7 @@ def rater_votes(
     table: Table, rows: np.ndarray, options: TableOptions
 ) -> tuple[list[str], np.ndarray]:
     """(labels, votes (n, labels)) of the columns of the option `raters`, each of which holds the
-    labels that one rater gave. An empty cell is no vote.
+    labels that one rater gave. An empty cell does not count.
 
     Raises:
         UserError: A cell is not a label, or a face may have several.
