@@ -42,7 +42,7 @@ class Settings(Checked):
 
     output_dir: str
     n_train: Count = 4000
-    n_varied: Natural = 1000
+    n_varied: Natural = 400
     n_test: Count = 600
     photographs: str | None = None
     labels: str | None = None
@@ -59,7 +59,7 @@ def run(settings: Settings) -> dict[str, Any]:
     """Fit and measure; returns the content of figures.json."""
     import torch
 
-    from vlmface.aus import fitting, photographs, rendered_faces
+    from vlmface.aus import fitting, networks, photographs, rendered_faces
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -74,7 +74,7 @@ def run(settings: Settings) -> dict[str, Any]:
     photos = None
     if settings.photographs is not None and settings.labels is not None:
         photos = photographs.read(Path(settings.photographs), Path(settings.labels))
-    fit = fitting.Fit(train, varied, photos, fitting.FitSettings(seed=settings.seed))
+    fit = fitting.Fit(train, varied, photos, networks.FitSettings(seed=settings.seed))
     model = fit.model()
     figures: dict[str, Any] = {}
     if photos is not None:
@@ -92,16 +92,16 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def _test(path: Path, sha256: str, test: Any) -> dict[str, Any]:
     """The figures of the file on rendered faces of other people."""
-    from vlmface.aus import fitting
+    from vlmface.aus.figures import means, rendered_figures
     from vlmface.aus.model import Model
 
     model = Model.load(path, sha256)
-    by_unit = fitting.rendered_figures(model, test)
+    by_unit = rendered_figures(model, test)
     for au, row in by_unit.items():
         mark = "" if au in model.units else "  not told"
         print(f"AU{au:<3} " + "  ".join(f"{k} {v:.3f}" for k, v in row.items()) + mark)
-    all_units = fitting.means(by_unit)
-    told = fitting.means({au: by_unit[au] for au in model.units})
+    all_units = means(by_unit)
+    told = means({au: by_unit[au] for au in model.units})
     print(f"all AUs: {json.dumps(all_units)}\ntold:    {json.dumps(told)}")
     return {"rendered": {"all": all_units, "told": told, "by_au": by_unit}}
 

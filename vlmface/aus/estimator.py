@@ -187,8 +187,10 @@ def _face(model: Model, box: Box, estimates: Estimates, row: int) -> FaceUnits:
         left=dict(zip(model.sided, estimates.left[row].tolist(), strict=True)),
         right=dict(zip(model.sided, estimates.right[row].tolist(), strict=True)),
         confidence={
-            au: 0.5 + (confidence - 0.5) * trust
-            for au, confidence in zip(model.units, estimates.confidence[row].tolist(), strict=True)
+            au: 0.5 + abs(probability - 0.5) * trust
+            for au, probability in zip(
+                model.units, estimates.probability[row].tolist(), strict=True
+            )
         },
         yaw=yaw,
         pitch=pitch,

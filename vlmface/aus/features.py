@@ -15,29 +15,6 @@ STABLE_POINTS = (
     *(10, 338, 297, 332, 284, 251, 389, 356, 454, 127, 234, 162, 21, 54, 103, 67, 109, 151, 9),
     *(33, 133, 263, 362, 168, 6, 197, 195, 5, 4),
 )
-# The landmarker's blendshapes, ARKit's names.
-BLENDSHAPE_NAMES = (
-    *("_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft"),
-    *("browOuterUpRight", "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft"),
-    *("eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight", "eyeLookInLeft", "eyeLookInRight"),
-    *("eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight", "eyeSquintLeft"),
-    *("eyeSquintRight", "eyeWideLeft", "eyeWideRight", "jawForward", "jawLeft", "jawOpen"),
-    *("jawRight", "mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft"),
-    *("mouthFrownRight", "mouthFunnel", "mouthLeft", "mouthLowerDownLeft"),
-    *("mouthLowerDownRight", "mouthPressLeft", "mouthPressRight", "mouthPucker", "mouthRight"),
-    *("mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper"),
-    *("mouthSmileLeft", "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight"),
-    *("mouthUpperUpLeft", "mouthUpperUpRight", "noseSneerLeft", "noseSneerRight"),
-)
-# Where each blendshape is in a mirror image.
-MIRRORED_BLENDSHAPES = np.array(
-    [
-        BLENDSHAPE_NAMES.index(
-            name.replace("Left", "#").replace("Right", "Left").replace("#", "Right")
-        )
-        for name in BLENDSHAPE_NAMES
-    ]
-)
 BLENDSHAPE_FLOOR = 1e-3  # smaller scores are noise
 
 

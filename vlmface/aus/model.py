@@ -6,13 +6,14 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface.aus import features
+from vlmface.aus import features, photograph_expert
+from vlmface.aus.photograph_expert import PhotographExpert
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 FILE = Path(__file__).with_name("landmarks.npz")
 SHA256 = "to be written"
 MAX_BYTES = 4 * 2**20
+UNCHECKED = 0.6  # factor of the logits of AUs that were not checked on photographs
 CLIP = 5.0  # standard deviations that a feature may lie from its mean
 HEADS = ("presence", "grade", "left", "right")  # outputs of the networks, each of all units
 
@@ -32,17 +34,19 @@ class Estimates:
     Attributes:
         intensity: float64 (n, units) 0..5; from 1 on an AU is present.
         left, right: float64 (n, sided units) 0..5.
-        confidence: float64 (n, units) 0.5..1, of "present" or "absent".
+        probability: float64 (n, units) 0..1, that an AU is present.
         yaw, pitch: (n,) in degrees.
+        photographed: (n,) 0..1, how likely the face is photographed and not rendered.
         finite: bool (n,), False where the measurement was not numbers.
     """
 
     intensity: np.ndarray
     left: np.ndarray
     right: np.ndarray
-    confidence: np.ndarray
+    probability: np.ndarray
     yaw: np.ndarray
     pitch: np.ndarray
+    photographed: np.ndarray
     finite: np.ndarray
 
 
@@ -105,11 +109,14 @@ class Model:
     """The parts of the file.
 
     Attributes:
-        about: id, units, told, sided, figures.
+        about: id; units, all AUs of the networks; told, those that the model can tell; sided, those
+            whose sides it can tell; checked, those that were compared with labels of photographs.
         space: of the inputs.
         networks: their layers.
-        threshold: (units,) of the presence's logit, from which on an AU is present.
+        threshold: (units,) of the presence's logit, from which on an AU is present in a rendered
+            face.
         slope: (units,) of the logit that makes it a probability.
+        expert: of photographs.
         sha256: of the file.
     """
 
@@ -118,6 +125,7 @@ class Model:
     networks: Sequence[Layers]
     threshold: np.ndarray
     slope: np.ndarray
+    expert: PhotographExpert
     sha256: str = ""
 
     @property
@@ -181,6 +189,9 @@ class Model:
             "scale": self.space.scale.astype(np.float32),
             "threshold": self.threshold.astype(np.float32),
             "slope": self.slope.astype(np.float32),
+            "photograph_threshold": self.expert.threshold.astype(np.float32),
+            "photograph_net_threshold": self.expert.net_threshold.astype(np.float32),
+            "gate": self.expert.gate.astype(np.float32),
         }
         arrays |= _quantized("shape_basis", self.space.shape_basis)
         arrays |= _quantized("picture_basis", self.space.picture_basis)
@@ -208,19 +219,60 @@ class Model:
     ) -> Estimates:
         """`estimate` from arrays: (n, 2, 478, 3), (n, 2, 52) and uint8 (n, 2, side, side)."""
         finite = np.isfinite(points).all((1, 2, 3)) & np.isfinite(blendshapes).all((1, 2))
-        safe = np.where(finite[:, None, None, None], points, self.space.reference)
-        scores = np.where(finite[:, None, None], blendshapes, 0)
-        outputs, yaw, pitch = self.outputs(safe, scores, patches)
-        return self._calibrated(outputs, yaw, pitch, finite)
-
-    def outputs(
-        self, points: np.ndarray, blendshapes: np.ndarray, patches: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """({head: (n, all units)}, yaw, pitch), means of both views."""
+        points = np.where(finite[:, None, None, None], points, self.space.reference)
+        blendshapes = np.where(finite[:, None, None], blendshapes, 0)
         picture, pose = self.space.inputs(points[:, 0], blendshapes[:, 0], patches[:, 0])
         mirror, mirrored = self.space.inputs(points[:, 1], blendshapes[:, 1], patches[:, 1])
-        yaw, pitch = (pose.yaw - mirrored.yaw) / 2, (pose.pitch + mirrored.pitch) / 2
-        return self.heads_of(Inputs(picture, mirror)), yaw, pitch
+        heads = self.heads_of(Inputs(picture, mirror))
+        photographed = self.expert.photographed((picture + mirror) / 2)[:, None]
+        reading = _mixed(
+            self._as_rendered(heads), self._as_photographed(heads, blendshapes), photographed
+        )
+        told = [self.all_units.index(au) for au in self.units]
+        sided = [self.all_units.index(au) for au in self.sided]
+        probability = reading.probability
+        present = probability >= 0.5
+        intensity = np.where(
+            present, np.maximum(reading.intensity, 1.0), np.minimum(reading.intensity, 0.99)
+        )
+        # The stronger side is as strong as the face.
+        stronger = np.maximum(np.maximum(reading.left, reading.right), 1e-6)
+        left, right = (side / stronger * intensity for side in (reading.left, reading.right))
+        return Estimates(
+            intensity[:, told],
+            left[:, sided],
+            right[:, sided],
+            probability[:, told],
+            (pose.yaw - mirrored.yaw) / 2,
+            (pose.pitch + mirrored.pitch) / 2,
+            photographed[:, 0],
+            finite,
+        )
+
+    def _as_rendered(self, heads: Mapping[str, np.ndarray]) -> _Reading:
+        logit = self.slope * (heads["presence"] - self.threshold)
+        grade, left, right = (np.clip(heads[name], 0, 5) for name in ("grade", "left", "right"))
+        grade = np.where(logit >= 0, np.maximum(grade, 1), np.minimum(grade, 0.99))
+        return _Reading(_sigmoid(logit), grade, left, right)
+
+    def _as_photographed(
+        self, heads: Mapping[str, np.ndarray], blendshapes: np.ndarray
+    ) -> _Reading:
+        scores = photograph_expert.blendshape_scores(blendshapes)
+        strength = self.expert.strength(scores, heads["presence"])
+        # AUs that were not compared with labels of photographs are trusted less.
+        checked = np.isin(self.all_units, self.about["checked"])
+        probability = _sigmoid(strength * np.where(checked, 1.0, UNCHECKED))
+        sides = [
+            np.clip(1 + self.expert.side_strength(score), 0, 5)
+            for score in photograph_expert.side_scores(blendshapes)
+        ]
+        paired = np.isin(self.all_units, list(photograph_expert.PAIRS))
+        left, right = (
+            np.where(paired, side, np.clip(heads[name], 0, 5))
+            for side, name in zip(sides, ("left", "right"), strict=True)
+        )
+        return _Reading(probability, np.clip(1 + strength, 0, 5), left, right)
 
     def heads_of(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """{head: (n, all units)}, means of both views, in which left is right."""
@@ -243,28 +295,29 @@ class Model:
             total += hidden
         return total / len(self.networks)
 
-    def _calibrated(
-        self,
-        outputs: Mapping[str, np.ndarray],
-        yaw: np.ndarray,
-        pitch: np.ndarray,
-        finite: np.ndarray,
-    ) -> Estimates:
-        index = [self.all_units.index(au) for au in self.units]
-        logit = (outputs["presence"] - self.threshold)[:, index]
-        probability = 1 / (1 + np.exp(-np.clip(self.slope[index] * logit, -30, 30)))
-        grade = np.clip(outputs["grade"][:, index], 0, 5)
-        present = logit >= 0
-        intensity = np.where(present, np.maximum(grade, 1.0), np.minimum(grade, 0.99))
-        of_sided = [self.units.index(au) for au in self.sided]
-        columns = [self.all_units.index(au) for au in self.sided]
-        sides = [np.clip(outputs[side][:, columns], 0, 5) for side in ("left", "right")]
-        # The stronger side is as strong as the face.
-        largest = np.maximum(np.maximum(*sides), 1e-6)
-        left, right = (side / largest * intensity[:, of_sided] for side in sides)
-        return Estimates(
-            intensity, left, right, np.maximum(probability, 1 - probability), yaw, pitch, finite
-        )
+
+@dataclass(frozen=True)
+class _Reading:
+    """Of n faces, each (n, all units): probability, and intensities 0..5 of the face and its
+    sides."""
+
+    probability: np.ndarray
+    intensity: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+
+
+def _mixed(rendered: _Reading, photographed: _Reading, share: np.ndarray) -> _Reading:
+    """The mean of two readings; `share` (n, 1) of the second."""
+    parts = [
+        (1 - share) * getattr(rendered, field.name) + share * getattr(photographed, field.name)
+        for field in fields(_Reading)
+    ]
+    return _Reading(*parts)
+
+
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
 
 
 def _quantized(name: str, matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -300,4 +353,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], sha256: str) -> Model:
         networks.append(layers)
     if not networks:
         raise ValueError("it has no networks")
-    return Model(about, space, networks, arrays["threshold"], arrays["slope"], sha256)
+    expert = PhotographExpert(
+        arrays["photograph_threshold"], arrays["photograph_net_threshold"], arrays["gate"]
+    )
+    return Model(about, space, networks, arrays["threshold"], arrays["slope"], expert, sha256)
