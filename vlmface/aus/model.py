@@ -346,7 +346,8 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], sha256: str) -> Model:
     )
     networks: list[Layers] = []
     while f"net{len(networks)}_layer0" in arrays:
-        i, layers = len(networks), []
+        i = len(networks)
+        layers: Layers = []
         while f"net{i}_layer{len(layers)}" in arrays:
             j = len(layers)
             layers.append((_restored(arrays, f"net{i}_layer{j}"), arrays[f"net{i}_bias{j}"]))

@@ -206,7 +206,8 @@ def _measure_shard(path: Path, shard: Shard) -> None:
         ]
     buffer = io.BytesIO()
     names = [field.name for field in dataclasses.fields(MeasuredFaces)]
-    np.savez(buffer, **{name: np.stack([row[name] for row in rows]) for name in names})
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in names}
+    np.savez(buffer, **arrays)
     files.atomic_write(path, buffer.getvalue())
 
 
