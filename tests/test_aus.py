@@ -220,7 +220,7 @@ def test_a_profile_and_a_tiny_face_are_not_estimated(model):
 
 
 @needs_detector
-@pytest.mark.parametrize("au", [1, 4, 12, 25, 43])
+@pytest.mark.parametrize("au", [1, 4, 12, 27, 43])
 def test_a_rendered_movement_is_seen(faces, au):
     at_rest, moved = (faces.largest(face(aus)) for aus in ({}, {au: 4.0}))
     assert moved.aus[au] >= 1 > at_rest.aus[au]

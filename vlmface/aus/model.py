@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlmface.aus.measurement import Measurement
 
 FILE = Path(__file__).with_name("landmarks.npz")
-SHA256 = "to be written"
+SHA256 = "dc1c90878dcc73a168c1c61075f33988148bd3cb13cc5020757632108b037b1b"
 MAX_BYTES = 4 * 2**20
 UNCHECKED = 0.6  # factor of the logits of AUs that were not checked on photographs
 CLIP = 5.0  # standard deviations that a feature may lie from its mean
@@ -79,9 +79,10 @@ class Space:
     ) -> tuple[np.ndarray, features.Pose]:
         """The inputs (n, inputs) before they are standardised, and the poses."""
         aligned, pose = features.align(points, self.reference)
-        shape = (aligned.reshape(len(points), -1) - self.shape_mean) @ self.shape_basis
+        shape = _by_row(aligned.reshape(len(points), -1) - self.shape_mean, self.shape_basis)
         turned = np.stack([pose.yaw, pose.pitch, pose.roll], 1) / 30
-        picture = (features.gradients(patches) - self.picture_mean) @ self.picture_basis
+        gradients = features.gradients(patches) - self.picture_mean
+        picture = _by_row(gradients, self.picture_basis)
         parts = (shape, features.log_blendshapes(blendshapes[:, 1:]), turned, picture)
         return np.concatenate(parts, 1), pose
 
@@ -235,9 +236,7 @@ class Model:
         intensity = np.where(
             present, np.maximum(reading.intensity, 1.0), np.minimum(reading.intensity, 0.99)
         )
-        # The stronger side is as strong as the face.
-        stronger = np.maximum(np.maximum(reading.left, reading.right), 1e-6)
-        left, right = (side / stronger * intensity for side in (reading.left, reading.right))
+        left, right = self._sides(heads, blendshapes, intensity)
         return Estimates(
             intensity[:, told],
             left[:, sided],
@@ -251,9 +250,9 @@ class Model:
 
     def _as_rendered(self, heads: Mapping[str, np.ndarray]) -> _Reading:
         logit = self.slope * (heads["presence"] - self.threshold)
-        grade, left, right = (np.clip(heads[name], 0, 5) for name in ("grade", "left", "right"))
+        grade = np.clip(heads["grade"], 0, 5)
         grade = np.where(logit >= 0, np.maximum(grade, 1), np.minimum(grade, 0.99))
-        return _Reading(_sigmoid(logit), grade, left, right)
+        return _Reading(_sigmoid(logit), grade)
 
     def _as_photographed(
         self, heads: Mapping[str, np.ndarray], blendshapes: np.ndarray
@@ -263,16 +262,25 @@ class Model:
         # AUs that were not compared with labels of photographs are trusted less.
         checked = np.isin(self.all_units, self.about["checked"])
         probability = _sigmoid(strength * np.where(checked, 1.0, UNCHECKED))
-        sides = [
-            np.clip(1 + self.expert.side_strength(score), 0, 5)
-            for score in photograph_expert.side_scores(blendshapes)
-        ]
+        return _Reading(probability, np.clip(1 + strength, 0, 5))
+
+    def _sides(
+        self, heads: Mapping[str, np.ndarray], blendshapes: np.ndarray, intensity: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The intensities of both sides, (n, all units) each, from pairs of blendshapes where there
+        are any. The stronger side is as strong as the face."""
         paired = np.isin(self.all_units, list(photograph_expert.PAIRS))
         left, right = (
-            np.where(paired, side, np.clip(heads[name], 0, 5))
-            for side, name in zip(sides, ("left", "right"), strict=True)
+            np.where(paired, np.clip(1 + self.expert.side_strength(score), 0, 5), heads[name])
+            for score, name in zip(
+                photograph_expert.side_scores(blendshapes), ("left", "right"), strict=True
+            )
         )
-        return _Reading(probability, np.clip(1 + strength, 0, 5), left, right)
+        stronger = np.maximum(left, right)
+        known = stronger > 0
+        shares = (np.where(known, side / np.where(known, stronger, 1), 1) for side in (left, right))
+        left, right = (np.clip(share, 0, 1) * intensity for share in shares)
+        return left, right
 
     def heads_of(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """{head: (n, all units)}, means of both views, in which left is right."""
@@ -288,8 +296,7 @@ class Model:
         for layers in self.networks:
             hidden = inputs
             for number, (weights, biases) in enumerate(layers):
-                # Row by row, so that a face's numbers do not depend on the other faces.
-                hidden = np.stack([row @ weights for row in hidden]) + biases
+                hidden = _by_row(hidden, weights) + biases
                 if number < len(layers) - 1:
                     hidden = np.maximum(hidden, 0)
             total += hidden
@@ -298,22 +305,24 @@ class Model:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Of n faces, each (n, all units): probability, and intensities 0..5 of the face and its
-    sides."""
+    """Of n faces, each (n, all units): probability 0..1 and intensity 0..5."""
 
     probability: np.ndarray
     intensity: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
 
 
 def _mixed(rendered: _Reading, photographed: _Reading, share: np.ndarray) -> _Reading:
     """The mean of two readings; `share` (n, 1) of the second."""
-    parts = [
-        (1 - share) * getattr(rendered, field.name) + share * getattr(photographed, field.name)
-        for field in fields(_Reading)
-    ]
-    return _Reading(*parts)
+    return _Reading(
+        (1 - share) * rendered.probability + share * photographed.probability,
+        (1 - share) * rendered.intensity + share * photographed.intensity,
+    )
+
+
+def _by_row(values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """`values @ matrix`, in which a face's numbers do not depend on how many other faces there are:
+    libraries sum a matrix product in an order that depends on its size."""
+    return np.stack([row @ matrix for row in values])
 
 
 def _sigmoid(logit: np.ndarray) -> np.ndarray:

@@ -36,12 +36,15 @@ BLENDSHAPES: dict[int, tuple[int, ...]] = {
 }
 PAIRS = {au: pair for au, pair in BLENDSHAPES.items() if len(pair) == 2 and au != 28}
 # The score at which an AU is as strong as it gets; 0.8 for the others.
-TOP = {5: 0.3, 14: 0.5, 15: 0.5, 20: 0.5, 22: 0.5, 25: 0.5}
-# The least threshold: a jaw that drops, and one that drops as far as it can.
-LEAST = {26: 0.15, 27: 0.6}
-MARGIN = 0.3  # above what faces at rest reach, on the scale of logits
+TOP = {5: 0.3, 12: 0.95, 14: 0.5, 15: 0.5, 20: 0.5, 22: 0.5, 25: 0.5}
+# The least threshold of blendshapes, some of which are nearly 0 at rest and rise with any speech.
+LEAST = {5: 0.05, 14: 0.2, 18: 0.4, 20: 0.25, 22: 0.15, 26: 0.15, 27: 0.6}
+MARGIN = 0.6  # above what faces at rest reach, on the scale of logits
 AT_REST = 0.98  # share of the faces at rest that are below the threshold
-NET_WEIGHT = 0.15  # of the networks' logit, next to a blendshape's
+NET_WEIGHT = 0.1  # of the networks' logit, next to a blendshape's
+NET_CLIP = 6.0  # logits of the networks are clipped to as much
+RENDERED = 0.995  # share of the rendered faces that the gate must be sure of
+GATE_PENALTY, GATE_SLOPE, GATE_MARGIN = 0.02, 2.0, 1.0
 FLOOR = 1e-4
 
 
@@ -50,8 +53,9 @@ class PhotographExpert:
     """Thresholds on photographs, and the gate.
 
     Attributes:
-        threshold: (units,) of `scores`; of AUs without blendshapes 0.
-        net_threshold: (units,) of the networks' logit.
+        threshold: (units,) of the blendshapes' logits, to which a share of the networks' logits is
+            added; of AUs without blendshapes 0.
+        net_threshold: (units,) of the networks' logits, of AUs without blendshapes.
         gate: (inputs + 1,), weights and bias of the logit that a face is photographed.
     """
 
@@ -71,16 +75,17 @@ class PhotographExpert:
             scores: (n, units), as of `blendshape_scores`.
             logits: (n, units), of the networks.
         """
-        from_networks = logits - self.net_threshold
+        from_blendshapes = 4 * (_fused(scores, logits) - self.threshold) / (_top() - self.threshold)
         with_blendshape = np.isin(UNITS, list(BLENDSHAPES))
-        from_blendshapes = 4 * (scores - self.threshold) / (_top() - self.threshold)
-        return np.where(
-            with_blendshape, from_blendshapes + NET_WEIGHT * from_networks, from_networks
-        )
+        return np.where(with_blendshape, from_blendshapes, logits - self.net_threshold)
 
     def side_strength(self, scores: np.ndarray) -> np.ndarray:
         """As `strength`, from the blendshapes of one side alone."""
         return 4 * (scores - self.threshold) / (_top() - self.threshold)
+
+
+def _fused(scores: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    return scores + NET_WEIGHT * np.clip(logits, -NET_CLIP, NET_CLIP)
 
 
 def _top() -> np.ndarray:
@@ -134,6 +139,7 @@ def fit_expert(
         (threshold, net_threshold), as of `PhotographExpert`.
     """
     threshold, net_threshold = np.zeros(len(UNITS)), np.zeros(len(UNITS))
+    fused = _fused(scores, logits)
     for k, au in enumerate(UNITS):
         net_threshold[k] = max(0.0, np.quantile(logits[at_rest, k], AT_REST))
         if au not in BLENDSHAPES:
@@ -141,9 +147,9 @@ def fit_expert(
         known = ~np.isnan(labels[:, k])
         present = labels[known, k] == 1
         if min(present.sum(), (~present).sum()) >= 3:
-            threshold[k] = balanced_threshold(scores[known, k], present)
+            threshold[k] = balanced_threshold(fused[known, k], present)
         else:
-            threshold[k] = np.quantile(scores[at_rest, k], AT_REST) + MARGIN
+            threshold[k] = np.quantile(fused[at_rest, k], AT_REST) + MARGIN
         if au in LEAST:
             threshold[k] = max(threshold[k], float(_logit(np.array(LEAST[au]))))
     return threshold, net_threshold
@@ -160,7 +166,11 @@ def balanced_threshold(scores: np.ndarray, present: np.ndarray) -> float:
 
 
 def fit_gate(rendered: np.ndarray, photographed: np.ndarray) -> np.ndarray:
-    """The gate (inputs + 1,), by ridge-penalised logistic regression with equal class weights."""
+    """The gate (inputs + 1,), by ridge-penalised logistic regression with equal class weights.
+
+    The bias is then moved towards the rendered faces, so that what is not clearly rendered counts
+    as photographed: there are more kinds of photographs than were fitted to.
+    """
     from scipy.optimize import minimize
 
     values = np.concatenate([rendered, photographed]).astype(np.float64)
@@ -170,9 +180,11 @@ def fit_gate(rendered: np.ndarray, photographed: np.ndarray) -> np.ndarray:
     def loss(gate: np.ndarray) -> tuple[float, np.ndarray]:
         margin = sign * (values @ gate[:-1] + gate[-1])
         slope = -sign * weight / (1 + np.exp(np.clip(margin, -30, 30)))
-        penalty = 0.002 * (gate[:-1] ** 2).sum()
-        gradient = np.append(slope @ values + 0.004 * gate[:-1], slope.sum())
+        penalty = GATE_PENALTY / 2 * (gate[:-1] ** 2).sum()
+        gradient = np.append(slope @ values + GATE_PENALTY * gate[:-1], slope.sum())
         return float((weight * np.logaddexp(0, -margin)).sum() + penalty), gradient
 
-    result = minimize(loss, np.zeros(values.shape[1] + 1), jac=True, method="L-BFGS-B")
-    return result.x
+    start = np.zeros(values.shape[1] + 1)
+    gate = GATE_SLOPE * minimize(loss, start, jac=True, method="L-BFGS-B").x
+    gate[-1] -= np.quantile(rendered @ gate[:-1] + gate[-1], RENDERED) + GATE_MARGIN
+    return gate
