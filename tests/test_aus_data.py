@@ -142,10 +142,11 @@ def test_unsure_units_are_neither_named_nor_denied():
         "confidence": {"12": 0.9, "4": 0.8, "9": 0.5},
     }
     sample = FaceSample("a", "b", meta={estimates.FIELD: estimate | {"sha256": estimator.sha256}})
-    assert estimator.stored(sample) == {12: 3.0, 4: 0.0}
-    sample.meta[estimates.FIELD]["sha256"] = "other"
-    assert estimator.stored(sample) is None
-    assert estimator.stored(FaceSample("a", "b")) is None
+    with estimator:
+        assert estimator.stored(sample) == {12: 3.0, 4: 0.0}
+        sample.meta[estimates.FIELD]["sha256"] = "other"
+        assert estimator.stored(sample) is None
+        assert estimator.stored(FaceSample("a", "b")) is None
 
 
 @needs_detector

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlmface.aus.measurement import Measurement
 
 FILE = Path(__file__).with_name("landmarks.npz")
-SHA256 = "dc1c90878dcc73a168c1c61075f33988148bd3cb13cc5020757632108b037b1b"
+SHA256 = "5f7f20ed643a9f8ec1c44a203f5594f7ddedfdbcbc37f203cb900674f0b473bd"
 MAX_BYTES = 4 * 2**20
 UNCHECKED = 0.6  # factor of the logits of AUs that were not checked on photographs
 CLIP = 5.0  # standard deviations that a feature may lie from its mean

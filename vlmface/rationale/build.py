@@ -9,6 +9,7 @@ the answers of models are journaled there: rerun the same command to resume an i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -239,7 +240,10 @@ def _faces(context: BuildContext) -> list[tuple[int, str, GroundTruth]]:
     settings = context.settings
     faces = []
     estimator = ground_truth.load_estimator(settings.aus) if settings.aus else None
-    with Journal(context.work / "aus.jsonl") as journal:
+    with contextlib.ExitStack() as stack:
+        if isinstance(estimator, ground_truth.LandmarkEstimator):
+            stack.enter_context(estimator)
+        journal = stack.enter_context(Journal(context.work / "aus.jsonl"))
         plain_rows = context.rows.remove_columns(["image", "frames"])
         for index, row in enumerate(tqdm(plain_rows, "reading", unit="face")):
             sample = FaceSample.from_row(row)

@@ -78,7 +78,7 @@ def estimated_truth(
 
 class LandmarkEstimator:
     """The estimator `landmarks`, as a function of a picture. AUs that it is unsure about are left
-    out, which means that they were not checked.
+    out, which means that they were not checked. Use it in a `with` block.
 
     Raises:
         UserError: `vlmface[detect]` is not installed.
@@ -89,6 +89,12 @@ class LandmarkEstimator:
 
         self._estimator = FaceEstimator()
         self.sha256 = self._estimator.model.sha256
+
+    def __enter__(self) -> LandmarkEstimator:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._estimator.__exit__(*error)
 
     def __call__(
         self, image: Image.Image, near: Sequence[float] | None = None
