@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 
+import datasets
 import numpy as np
 import pytest
 import skimage.data
@@ -19,6 +20,7 @@ from vlmface.data.row_images import open_row_image
 from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
+from vlmface.evaluate.run import compute_metrics
 from vlmface.infer.local import LocalModel
 
 BOX = [20.0, 30.0, 60.0, 80.0]
@@ -286,6 +288,35 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
     assert main(["predict", str(astronaut), str(nobody), "--model", str(run), "--json"]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["face_found"] for line in said] == [True, False]
+
+
+@pytest.mark.parametrize("scoring", ["generate", "both"])
+def test_rows_without_a_face_are_not_answered(tmp_path, run_dir, monkeypatch, scoring):
+    benchmark = benchmarks.load_benchmark("synth")
+    loaded = benchmarks.load_rows(benchmark, None, 3)
+    noise = {"path": str(face(tmp_path / "noise.png", 1, (120, 100))), "bytes": None}
+    images = [noise, *loaded.cast_column("image", datasets.Image(decode=False))["image"][1:]]
+    rows = crop_cache._with_columns(loaded, {"image": images})
+    views = crops.parse_views([{"size": 96, "box_source": "detector"}])
+    with pytest.warns(UserWarning, match="no face found in 1 of 3"):
+        rows = crop_cache.apply_views(rows, views, progress=False)
+    model = LocalModel.load(run_dir)
+    asked = []
+    true = model.predict
+    monkeypatch.setattr(model, "predict", lambda i, **k: (asked.append(len(i)), true(i, **k))[1])
+    monkeypatch.setattr(model, "with_prompt", lambda _: model)
+    whole = answering.answer(model, rows, benchmark, batch_size=8, scoring=scoring)
+    assert asked == [3] and whole[0]["text"]  # a model of whole pictures
+    model.views = views
+    lines = answering.answer(model, rows, benchmark, batch_size=8, scoring=scoring)
+    assert asked == [3, 2] and [line["face_found"] for line in lines] == [False, True, True]
+    nobody = lines[0]
+    assert (nobody["text"], nobody["label"], nobody["probabilities"]) == ("", None, None)
+    assert [line["text"] for line in lines[1:]] == [line["text"] for line in whole[1:]]
+    scores = compute_metrics(lines, benchmark, model.prompts, model="run", scoring=scoring)
+    assert scores["n"] == 3
+    readings = scores["emotion"].get("readings", {})
+    assert ("likelihood" in readings) is (scoring == "both")
 
 
 def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, capsys, monkeypatch):

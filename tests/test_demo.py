@@ -124,7 +124,7 @@ def test_regions_lie_on_the_face_from_top_to_bottom() -> None:
     if finder.missing:
         pytest.skip(finder.missing)
     image = example_media.join_horizontally([head(0), head(4)])
-    faces = finder.find(image)
+    faces = finder.find(image).faces
     finder.close()
     assert [face.box[0] > 256 for face in faces] == [False, True]  # from left to right
     for face in faces:

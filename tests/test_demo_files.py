@@ -24,11 +24,11 @@ from vlmface.demo import (
     example_media,
     views,
 )
-from vlmface.demo.face_detection import Face
+from vlmface.demo.face_detection import Face, FoundFaces
 from vlmface.errors import UserError
 from vlmface.infer import Predictor
 from vlmface.infer.face_report import FaceReport
-from vlmface.infer.predictor import NO_PREDICTION
+from vlmface.infer.prediction import NO_PREDICTION
 from vlmface.synth import clips as synth_clips
 from vlmface.synth.render import render
 
@@ -40,8 +40,10 @@ class Nobody:
 
     missing = None
 
-    def find(self, image: Image.Image) -> list[Face]:
-        return []
+    def find(self, image: Image.Image) -> FoundFaces:
+        return FoundFaces()
+
+    find_quickly = find
 
 
 def test_a_video_becomes_frames_with_the_largest_face_of_each(example_clip: Path) -> None:

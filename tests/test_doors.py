@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import csv
 import io
 import json
 import shutil
@@ -25,7 +26,7 @@ from PIL import ExifTags, Image
 from vlmface import data, manifest
 from vlmface.cli import main
 from vlmface.data import crops, detect
-from vlmface.demo import batch, tabs, views
+from vlmface.demo import batch, model_choices, tabs, views
 from vlmface.demo.face_detection import FaceFinder
 from vlmface.errors import UserError
 from vlmface.infer import FaceReport, Predictor
@@ -130,7 +131,7 @@ def handler(build: Callable[[Any], None], demo: Any, name: str) -> Callable[...,
     gradio = pytest.importorskip("gradio")
     with gradio.Blocks() as page:
         build(demo)
-    return next(event.fn for event in page.fns.values() if event.fn.__name__ == name)
+    return next(e.fn for e in page.fns.values() if getattr(e.fn, "__name__", "") == name)
 
 
 def demo_of(predictor: Predictor, finder: FaceFinder) -> Any:
@@ -255,10 +256,46 @@ def test_all_faces_or_none(run: Path, predictor: Predictor, photographs: dict[st
             same(report.as_dict(), line)
     for found, line in zip(gateway(predictor, path, faces="all"), both, strict=True):
         same(found, line)
+        assert found["search_note"] == line["search_note"]
     same(command(run, path, "--faces", "largest")[0], both[0])
     left, top, right, bottom = next(iter(predictor.faces(path)))
     (boxed,) = command(run, path, "--box", left, top, right, bottom)
     same(boxed, both[0])
+
+
+def test_every_door_says_which_faces_may_be_missed(
+    run: Path,
+    predictor: Predictor,
+    finder: FaceFinder,
+    photographs: dict[str, Path],
+    nobody: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = photographs["two.webp"]
+    with detect.Detector() as detector:
+        note = detector.search(Image.open(path)).note
+        none_note = detector.search(Image.open(nobody)).note
+    assert {line["search_note"] for line in command(run, path, "--faces", "all")} == {note}
+    assert [line["search_note"] for line in command(run, path, nobody)] == [None, none_note]
+    assert gateway(predictor, path)[0]["search_note"] is None
+    assert gateway(predictor, nobody)[0]["search_note"] == none_note
+    capsys.readouterr()
+    words = ["predict", str(path), str(nobody), "--model", str(run), "--faces", "all"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.count(note) == 1 and out.count(none_note) == 1
+    assert main([*words, "--csv", str(tmp_path / "out.csv")]) == 0
+    with open(tmp_path / "out.csv", encoding="utf-8-sig", newline="") as file:
+        assert [row["search_note"] for row in csv.DictReader(file)] == [note, note, none_note]
+    upload = batch.UploadedFile("two.webp", path.read_bytes())
+    rows = batch.predict_item(upload, predictor, finder)
+    assert {row.report.search_note for row in rows if row.report} == {note}
+    demo = demo_of(predictor, finder)
+    demo.scene = path
+    for build, name in ((tabs.analyse_tab, "start"), (tabs.people_tab, "analyse_all")):
+        shown, *_ = next(iter(handler(build, demo, name)(str(path))))
+        assert note in shown
 
 
 def test_a_face_of_several_is_named_in_the_text(
@@ -315,9 +352,18 @@ def test_without_a_face_no_door_has_a_label(
         for said in line["answers"].values():
             assert said["label"] is None and said["probabilities"] is None
     assert "no face found" in html and "No face was found, so the model was not run" in html
-    assert " %" not in html and "not available" not in html
+    assert " %" not in html and "not available" not in html and "vf-label" not in html
+    for build, name in ((tabs.people_tab, "analyse_all"), (tabs.compare_tab, "compare")):
+        choices = [model_choices.ModelChoice(predictor, p) for p in predictor.backend.prompts] * 2
+        demo = demo_of(predictor, finder)
+        demo.choices, demo.scene = choices, nobody
+        *_, last = handler(build, demo, name)(str(nobody), *((0, 1) if name == "compare" else ()))
+        assert "no face found" in last[-1] and "vf-label" not in last[-1]
     row = batch.Row("x.png", 0, predictor.predict(nobody))
-    assert "no face found" in views.batch([row], 1, predictor.tasks, {})
+    table = views.batch([row], 1, predictor.tasks, {})
+    assert "no face found" in table and "no answer" not in table and "0 answers" in table
+    (cells,) = csv.DictReader(io.StringIO(batch.as_csv([row], predictor.tasks)))
+    assert cells["face_found"] == "no" and not any(cells[task] for task in predictor.tasks)
     assert main(["predict", str(nobody), "--model", str(run)]) == 0
     assert "nobody.png: no face found" in capsys.readouterr().out
 

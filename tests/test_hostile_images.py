@@ -184,8 +184,10 @@ def test_a_worker_that_is_killed_costs_one_picture() -> None:
 def test_time_and_memory_of_a_worker_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the checks of headers: what they do not know is stopped here."""
     monkeypatch.setattr(image_headers, "check", lambda *_: None)
+    # MediaPipe's threads let a process ignore SIGPROF, which its children inherit.
     code = (
         "import signal, vlmface.utils.image_headers as h; h.check = lambda *_: None\n"
+        "signal.signal(signal.SIGPROF, signal.SIG_IGN)\n"
         "from vlmface.utils.isolated import serve; serve({})"
     )
     real = subprocess.Popen
@@ -195,7 +197,6 @@ def test_time_and_memory_of_a_worker_are_limited(monkeypatch: pytest.MonkeyPatch
 
     isolated.close()
     monkeypatch.setattr(subprocess, "Popen", unchecked)
-    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)  # a worker inherits this
     try:
         for name in ("jpeg_scans_without_data", "tiff_tags"):
             spent = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -211,7 +212,6 @@ def test_time_and_memory_of_a_worker_are_limited(monkeypatch: pytest.MonkeyPatch
             assert after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime < 4
             assert 20 < peak < 380  # of which 50 are the process itself
     finally:
-        signal.signal(signal.SIGPROF, before)
         monkeypatch.undo()
         isolated.close()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 from helpers.fake_teacher import FakeTeacher, Reply
@@ -20,6 +21,7 @@ from vlmface import prompts
 from vlmface.answers import Answer
 from vlmface.cli import main
 from vlmface.data import detect
+from vlmface.data.face_search import FaceSearch
 from vlmface.infer import Predictor
 from vlmface.infer.face_views import ViewSettings
 from vlmface.infer.prediction import Prediction
@@ -284,8 +286,16 @@ def test_standard_input_that_names_nothing(
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Finds two faces in wide pictures, the largest first, and none in others."""
-    boxes = [(10.0, 10.0, 60.0, 70.0), (100.0, 20.0, 130.0, 60.0)]
-    monkeypatch.setattr(Predictor, "faces", lambda _, image: boxes if image.size[0] > 100 else [])
+    meshes = [
+        np.array([[10.0, 10.0], [60.0, 70.0]]),
+        np.array([[100.0, 20.0], [130.0, 60.0]]),
+    ]
+
+    def search(_: Predictor, image: Image.Image) -> FaceSearch:
+        return FaceSearch(meshes if image.size[0] > 100 else [], 20)
+
+    monkeypatch.setattr(Predictor, "_search", search)
+    monkeypatch.setattr(Predictor, "_quick_search", search)
     monkeypatch.setattr(detect, "unavailable_reason", lambda: None)
     yield
 

@@ -112,7 +112,7 @@ def test_playlists_open_no_other_files(tmp_path, playlist):
 
 
 def test_sound_alone(tmp_path):
-    path = videos.write(tmp_path / "song.mp4", sound=True, pictures=False)
+    path = videos.write(tmp_path / "song.mp4", 0, sound=True)
     with pytest.raises(UserError, match="has no pictures, only audio"):
         video.read_frames(path, 16)
 

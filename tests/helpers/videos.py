@@ -38,15 +38,15 @@ def write(
     times: Any = None,
     options: dict[str, str] | None = None,
     sound: bool = False,
-    pictures: bool = True,
     codec: str | None = None,
 ) -> Path:
-    """`times`: the time of each frame in 25ths of a second, by default its number."""
+    """`n` frames, or no stream of pictures with 0. `times`: the time of each frame in 25ths of a
+    second, by default its number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options or {}) as container:
         if sound:
             audio = container.add_stream("aac" if path.suffix == ".mp4" else "libmp3lame", 44_100)
-        if pictures:
+        if n:
             stream = container.add_stream(codec or CODECS[path.suffix], rate=25)
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
             stream.codec_context.gop_size = 4

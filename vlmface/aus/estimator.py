@@ -108,9 +108,10 @@ class Estimator:
         self._landmarker.__exit__(kind, error, trace)
 
     def faces(self, image: Image.Image) -> list[FaceUnits]:
-        """All faces of a picture, the largest first."""
+        """All faces that a search of the picture finds, see `detect.Detector.search`."""
         image = image_conversion.as_rgb(image)
-        return self.at_boxes(image, self._detector.faces(image))
+        meshes = self._detector.search(image).meshes
+        return self.at_boxes(image, [detect.bounding_box(mesh) for mesh in meshes])
 
     def largest(self, image: Image.Image, near: Sequence[float] | None = None) -> FaceUnits | None:
         """The largest face of a picture.

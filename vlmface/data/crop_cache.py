@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from vlmface.data import detect
 from vlmface.data.crops import INVALID_BOX, Box, View, face_locator, render_view, valid_box
 from vlmface.data.sources import Source, content_digest, image_sources, map_in_threads, read_content
 from vlmface.errors import UserError
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 IMAGES_PER_PACK = 256  # pictures a file
 OPEN_PACKS = 64  # files that a process keeps open
 _BEFORE_HEADER = 10  # bytes of an .npy file: magic, version, length of the header
+# How the index says that no face was detected. A lower number is from a search that found fewer:
+# such a picture is searched again.
+_NOT_DETECTED = -detect.SEARCH_VERSION
 KEYS_PER_QUERY = 500  # SQLite bounds the parameters of a statement
 MAX_FRAMES = 64  # of a clip that a model is shown
 FACE_BOXES_FIELD = "face_boxes"  # in `meta`, where a set boxes the face in each frame of a clip
@@ -376,8 +380,11 @@ def _stored_views(
         index.executescript(_TABLES)
         digests = _digests([job.source for job in jobs], index, workers, progress)
         keys = {job: _key(digests[job.source], job.box) for job in jobs}
+        detects = view.box_source == "detector" or view.is_shape
         stored = {
-            key: tuple(location) for key, *location in _select_rows(index, "faces", keys.values())
+            key: tuple(location)
+            for key, *location in _select_rows(index, "faces", keys.values())
+            if not detects or location[2] in (True, _NOT_DETECTED)
         }
         missing = list({keys[job]: job for job in jobs if keys[job] not in stored}.items())
         if missing:
@@ -390,13 +397,13 @@ def _stored_views(
                     return pixels, bool(pixels.any()) if view.is_shape else box is not None
 
                 faces = map_in_threads(work, missing, "cutting", workers=workers, progress=progress)
+                absent = _NOT_DETECTED if detects else 0
                 for start in range(0, len(missing), IMAGES_PER_PACK):
                     part = missing[start : start + IMAGES_PER_PACK]
-                    stored |= _write(folder, index, [key for key, _ in part], faces)
+                    stored |= _write(folder, index, [key for key, _ in part], faces, absent)
     places = {job: stored[key] for job, key in keys.items()}
     return {
-        job: (f"{folder / pack}#{row}", bool(has_box))
-        for job, (pack, row, has_box) in places.items()
+        job: (f"{folder / pack}#{row}", has_box > 0) for job, (pack, row, has_box) in places.items()
     }
 
 
@@ -405,21 +412,22 @@ def _write(
     index: sqlite3.Connection,
     keys: Sequence[bytes],
     faces: Iterator[tuple[np.ndarray, bool]],
-) -> dict[bytes, tuple[str, int, bool]]:
-    """Write the next len(keys) faces to one file, then to the index: a face that is in the index is
-    on the disk."""
+    absent: int,
+) -> dict[bytes, tuple[str, int, int]]:
+    """Write the next len(keys) faces to one file, then to the index, `absent` for those without a
+    box: a face that is in the index is on the disk."""
     rendered = [next(faces) for _ in keys]
     name = f"{uuid.uuid4().hex[:12]}.npy"  # several processes may be at work
     buffer = io.BytesIO()
     np.save(buffer, np.stack([pixels for pixels, _ in rendered]))
     files.atomic_write(folder / name, buffer.getvalue())
     lines = {
-        key: (name, row, has_box)
+        key: (name, row, 1 if has_box else absent)
         for row, (key, (_, has_box)) in enumerate(zip(keys, rendered, strict=True))
     }
     with index:
         index.executemany(
-            "insert or ignore into faces values (?, ?, ?, ?)",
+            "insert or replace into faces values (?, ?, ?, ?)",
             [(key, *line) for key, line in lines.items()],
         )
     return lines

@@ -270,6 +270,12 @@ def requires_face(views: Sequence[View]) -> bool:
     return any(view.box_source == "detector" for view in views) or mixes_face_and_scene(views)
 
 
+def detects_face(views: Sequence[View]) -> bool:
+    """Whether a model with these views is not run on a picture in which no face is detected."""
+    detects = any(view.box_source == "detector" or view.is_shape for view in views)
+    return detects and not mixes_face_and_scene(views)
+
+
 def default_faces(views: Sequence[View], shows_faces: bool) -> str:
     """Which faces of a photograph a model with these views is about, for `Manifest.faces`.
 

@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface.data import landmarker_file
+from vlmface.data import face_search, landmarker_file
+from vlmface.data.face_search import Box, Candidate, FaceSearch, bounding_box, by_size, is_same
 from vlmface.errors import UserError
 from vlmface.utils import image_conversion
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 NAME = "mediapipe-face-landmarker"
-MAX_FACES = 20  # faces that are looked for in one picture
+# Raise whenever more faces are found: pictures in which none was found are then searched again.
+SEARCH_VERSION = 2
+MAX_FACES = 20  # faces that are looked for in one look at a picture
 # Landmarkers of a detector, of about 25 MiB each. More than cores bring nothing.
 MAX_LANDMARKERS = min(16, os.cpu_count() or 1)
 SEARCH_MARGIN = 0.5  # of a given box's longer side, on each side, is searched for its face
+# Of `face_search.agreement`: lower, a face that was found in a look at the whole picture, or at a
+# crop around a candidate, is not one.
+MIN_AGREEMENT, MIN_CANDIDATE_AGREEMENT = 0.55, 0.65
+MIN_STRENGTH = 0.7  # of a place that may be a face though it has no mesh
 
 
 class Detector:
     """Detects faces; any number of threads may share one. Use it in a `with` block.
 
-    A box spans the 468 points of the face mesh: forehead to chin, ear to ear. The landmarker finds
-    faces from about a tenth of the picture's longer side on; if it finds none, tiles of half the
-    sides are searched one by one.
+    A box spans the 468 points of the face mesh: forehead to chin, ear to ear.
+
+    Crops of data sets are made by `faces`, `face`, `mesh` and `meshes`, which look at the picture
+    as a whole, where the landmarker finds faces from about a tenth of the longer side on. If there
+    is none, tiles of half the sides are searched, and then the tiles of `search`.
+
+    `search` is for pictures of strangers: it finds small faces next to large ones, and confirms
+    each face with MediaPipe's face detector, which is part of the landmarker. What it does not
+    confirm, such as a clock, is not a face.
 
     Raises:
         UserError: the package is not installed, or its weights are not the known file.
@@ -46,6 +60,7 @@ class Detector:
         self._vision = vision
         self._weights = landmarker_file.read()
         self._landmarkers = _Pool(self._landmarker, MAX_LANDMARKERS)
+        self._tile_detectors = _Pool(self._tile_detector, MAX_LANDMARKERS)
 
     def __enter__(self) -> Detector:
         return self
@@ -57,6 +72,7 @@ class Detector:
         trace: TracebackType | None,
     ) -> None:
         self._landmarkers.close()
+        self._tile_detectors.close()
 
     def faces(self, image: Image.Image) -> list[Box]:
         """The boxes of the faces in an image of any mode, in its own pixels, the largest first."""
@@ -70,6 +86,26 @@ class Detector:
         """The points (n, 2) of each face's mesh in pixels, numbered as MediaPipe does, the largest
         face first. Of two that are equally large, the left one is first."""
         image = image_conversion.as_rgb(image)
+        return self._first_look(image) or self._search_tiles(image, []).meshes
+
+    def search(self, image: Image.Image, *, quick: bool = False) -> FaceSearch:
+        """Search a picture for all faces.
+
+        Args:
+            image: Of any mode.
+            quick: Stop after a look at the whole picture if there is a face in it. The first face
+                is the same then.
+        """
+        image = image_conversion.as_rgb(image)
+        confirmed = [
+            mesh for mesh in self._first_look(image) if self._confirms(image, mesh, MIN_AGREEMENT)
+        ]
+        if quick and confirmed:
+            return FaceSearch(confirmed, face_search.min_width(image.size))
+        return self._search_tiles(image, confirmed)
+
+    def _first_look(self, image: Image.Image) -> list[np.ndarray]:
+        """The meshes of the whole picture, or else of its quarters, the largest first."""
         meshes = self._detect_once(image)
         if not meshes:
             width, height = -(-image.width // 2), -(-image.height // 2)
@@ -82,7 +118,66 @@ class Detector:
                     for mesh in moved
                     if not any(_same(bounding_box(mesh), bounding_box(other)) for other in meshes)
                 ]
-        return sorted(meshes, key=lambda mesh: _order(bounding_box(mesh)))
+        return sorted(meshes, key=_by_size)
+
+    def _search_tiles(self, image: Image.Image, confirmed: Sequence[np.ndarray]) -> FaceSearch:
+        """`confirmed`: the meshes of the first look, of which the first is kept as it is. The
+        others are small in that look: a crop of each gives better ones."""
+        kept, unread = list(confirmed[:1]), 0
+        candidates = face_search.find_candidates(image, self._candidates)
+        for candidate in candidates[: face_search.MAX_FACES]:
+            if _is_known(candidate.box, kept):
+                continue
+            mesh = self._read(image, candidate)
+            if mesh is not None and not _is_known(bounding_box(mesh), kept):
+                kept.append(mesh)
+            elif mesh is None and not _is_known(candidate.box, confirmed):
+                strength = face_search.strength(image, candidate.box, self._candidates)
+                unread += strength >= MIN_STRENGTH
+        kept += [mesh for mesh in confirmed[1:] if not _is_known(bounding_box(mesh), kept)]
+        first = len(confirmed[:1])
+        return FaceSearch(
+            kept[:first] + sorted(kept[first:], key=_by_size),
+            face_search.min_width(image.size),
+            unread,
+            len(candidates) > face_search.MAX_FACES,
+        )
+
+    def _read(self, image: Image.Image, candidate: Candidate) -> np.ndarray | None:
+        """The mesh of a candidate in pixels; None if it is not a face, or cannot be read."""
+        crop, scale, left, top = face_search.crop_around(image, candidate.box)
+        for mesh in self._detect_once(crop):
+            moved = mesh / scale + np.array([left, top])
+            if is_same(bounding_box(moved), candidate.box):
+                confirmed = self._confirms(image, moved, MIN_CANDIDATE_AGREEMENT)
+                return moved if confirmed else None
+        return None
+
+    def _confirms(self, image: Image.Image, mesh: np.ndarray, least: float) -> bool:
+        agreements = face_search.agreement(image, mesh, self._candidates)
+        return any(agreement >= least for agreement in agreements)
+
+    def _candidates(self, tile: Image.Image) -> list[Candidate]:
+        import mediapipe
+
+        with self._tile_detectors.lend() as detector:
+            result = detector.detect(
+                mediapipe.Image(
+                    image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(tile)
+                )
+            )
+        found = []
+        for one in result.detections:
+            box, points = one.bounding_box, one.keypoints[:4]
+            left, top = float(box.origin_x), float(box.origin_y)
+            found.append(
+                Candidate(
+                    (left, top, left + box.width, top + box.height),
+                    one.categories[0].score,
+                    np.array([(point.x, point.y) for point in points]) * tile.size,
+                )
+            )
+        return found
 
     def _detect_once(self, image: Image.Image) -> list[np.ndarray]:
         import mediapipe
@@ -122,6 +217,18 @@ class Detector:
         )
         with quiet():
             return self._vision.FaceLandmarker.create_from_options(options)
+
+    def _tile_detector(self) -> Any:
+        from mediapipe.tasks.python import BaseOptions
+
+        with zipfile.ZipFile(io.BytesIO(self._weights)) as parts:
+            weights = parts.read("face_detector.tflite")
+        options = self._vision.FaceDetectorOptions(
+            base_options=BaseOptions(model_asset_buffer=weights),
+            min_detection_confidence=face_search.MIN_SCORE,
+        )
+        with quiet():
+            return self._vision.FaceDetector.create_from_options(options)
 
 
 class _Pool:
@@ -167,15 +274,12 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def bounding_box(mesh: np.ndarray) -> Box:
-    """The box that spans a face's points."""
-    (left, top), (right, bottom) = mesh.min(0).tolist(), mesh.max(0).tolist()
-    return left, top, right, bottom
+def _by_size(mesh: np.ndarray) -> tuple[float, float]:
+    return by_size(bounding_box(mesh))
 
 
-def _order(box: Box) -> tuple[float, float]:
-    """Sorts the largest to the front."""
-    return -(box[2] - box[0]) * (box[3] - box[1]), box[0] + box[2]
+def _is_known(box: Box, meshes: Sequence[np.ndarray]) -> bool:
+    return any(is_same(box, bounding_box(mesh)) for mesh in meshes)
 
 
 def _same(a: Box, b: Box) -> bool:

@@ -14,12 +14,13 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vlmface import facs
 from vlmface.demo import model_choices
+from vlmface.demo.face_detection import FoundFaces
 from vlmface.errors import UserError
 from vlmface.utils.images import open_image
 from vlmface.utils.spreadsheet import safe_cell
@@ -215,12 +216,15 @@ def predict_item(item: UploadedFile, predictor: Predictor, finder: FaceFinder) -
         image = open_image(item.data, max_pixels=MAX_PIXELS)
     except UserError as error:
         return [Row(item.name, problem=upload_error(error))]
-    faces = [] if predictor.default_faces == "none" else finder.find(image)
-    boxes: list[Box | None] = [*(face.box for face in faces)] or [None]
-    views = [model_choices.face_view(predictor, image, box) for box in boxes]
+    found = FoundFaces() if predictor.default_faces == "none" else finder.find(image)
+    boxes: list[Box | None] = [*(face.box for face in found.faces)] or [None]
+    views = [
+        replace(model_choices.face_view(predictor, image, box), search_note=found.note)
+        for box in boxes
+    ]
     reports = predictor.predict_views(views, predictor.select_prompts(None))
     return [
-        Row(item.name, number if faces else 0, report)
+        Row(item.name, number if found.faces else 0, report)
         for number, report in enumerate(reports, start=1)
     ]
 
@@ -248,9 +252,9 @@ def as_csv(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     table = csv.writer(buffer)
     table.writerow(
         [
-            *("file", "face", "left", "top", "right", "bottom"),
+            *("file", "face", "face_found", "left", "top", "right", "bottom"),
             *(name for task in tasks for name in (task, f"{task}_probability")),
-            *("is_confident", "action_units", "status", "rationale", "problem"),
+            *("is_confident", "action_units", "status", "rationale", "search_note", "problem"),
         ]
     )
     for row in rows:
@@ -261,6 +265,7 @@ def as_csv(rows: Sequence[Row], tasks: Sequence[str]) -> str:
 def _csv_values(row: Row, tasks: Sequence[str]) -> Iterator[object]:
     report = row.report
     yield from (row.file, row.face or None)
+    yield None if report is None or report.face_found is None else _yes_or_no(report.face_found)
     yield from (round(x) for x in report.box) if report and report.box else [None] * 4
     for task in tasks:
         prediction = report.answers[task] if report else None
@@ -269,9 +274,14 @@ def _csv_values(row: Row, tasks: Sequence[str]) -> Iterator[object]:
         probabilities = prediction.probabilities if prediction else None
         yield f"{probabilities[label]:.4f}" if probabilities and label else None
     if report is None:
-        yield from (None, None, None, None)
+        yield from (None, None, None, None, None)
     else:
         units = " ".join(map(facs.name, report.aus))
-        confident = "yes" if report.is_confident else "no"
-        yield from (confident, units, report.status, report.rationale)
+        status = report.status if report.has_prediction else None
+        yield from (_yes_or_no(report.is_confident), units, status, report.rationale)
+        yield report.search_note
     yield row.problem
+
+
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"

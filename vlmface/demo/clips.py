@@ -13,7 +13,7 @@ import numpy as np
 
 from vlmface.data import video
 from vlmface.data.video import segment_midpoints
-from vlmface.demo.face_detection import Face, largest_face
+from vlmface.demo.face_detection import Face
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,12 +86,9 @@ def read_clip(path: str | Path, count: int, finder: FaceFinder) -> Clip:
             frames.append(frame)
     except UserError as error:
         raise UserError(str(error).replace(f"'{path}'", "this file")) from error
-    faces_by_frame = [finder.find(frame) for frame in frames]
-    largest: list[Face | None] = []
-    for faces in faces_by_frame:
-        index = largest_face(faces)
-        largest.append(None if index is None else faces[index])
-    return Clip(frames, largest, any(len(faces) > 1 for faces in faces_by_frame))
+    found_by_frame = [finder.find_quickly(frame) for frame in frames]
+    several = any(len(found.faces) > 1 for found in found_by_frame)
+    return Clip(frames, [found.selected_face for found in found_by_frame], several)
 
 
 def write_video(path: Path, frames: Sequence[Image.Image], rate: int) -> None:

@@ -21,6 +21,26 @@ class Face:
     regions: dict[str, list[face_regions.Outline]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class FoundFaces:
+    """The faces of a picture.
+
+    Attributes:
+        faces: From left to right.
+        selected: The index of the face that the model is asked about first; None without faces.
+        note: Which faces may have been missed; None if there is no detector.
+    """
+
+    faces: list[Face] = field(default_factory=list)
+    selected: int | None = None
+    note: str | None = None
+
+    @property
+    def selected_face(self) -> Face | None:
+        """The face that the model is asked about first."""
+        return None if self.selected is None else self.faces[self.selected]
+
+
 class FaceFinder:
     """Detects faces if the detector is installed; otherwise `missing` is the reason and no face is
     found."""
@@ -33,28 +53,27 @@ class FaceFinder:
         except UserError as error:
             self.missing = str(error)
 
-    def find(self, image: Image.Image) -> list[Face]:
-        """The faces of an RGB picture, from left to right."""
+    def find(self, image: Image.Image) -> FoundFaces:
+        """All faces of an RGB picture."""
+        return self._find(image, quick=False)
+
+    def find_quickly(self, image: Image.Image) -> FoundFaces:
+        """The faces of a frame of a clip; small ones are only searched for if there is no other."""
+        return self._find(image, quick=True)
+
+    def _find(self, image: Image.Image, *, quick: bool) -> FoundFaces:
         if self._detector is None:
-            return []
-        meshes = self._detector.meshes(image)
-        faces = [Face(detect.bounding_box(mesh), face_regions.outlines(mesh)) for mesh in meshes]
-        return sorted(faces, key=lambda face: face.box[0] + face.box[2])
+            return FoundFaces()
+        found = self._detector.search(image, quick=quick)
+        faces = [
+            Face(box, face_regions.outlines(mesh))
+            for box, mesh in zip(found.boxes, found.meshes, strict=True)
+        ]
+        from_left = sorted(faces, key=lambda face: face.box[0] + face.box[2])
+        return FoundFaces(from_left, from_left.index(faces[0]) if faces else None, found.note)
 
     def close(self) -> None:
         """Release the detector."""
         if self._detector is not None:
             self._detector.__exit__(None, None, None)
             self._detector = None
-
-
-def largest_face(faces: list[Face]) -> int | None:
-    """The index of the largest face, None if there is none."""
-    if not faces:
-        return None
-
-    def area(index: int) -> float:
-        left, top, right, bottom = faces[index].box
-        return (right - left) * (bottom - top)
-
-    return max(range(len(faces)), key=area)

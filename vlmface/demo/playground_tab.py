@@ -54,7 +54,7 @@ def playground_tab(demo: Demo) -> None:
         person, *pose = values[len(sliders) :]
         aus = playground.drawn_aus(intensities)
         image = playground.render_head(playground.Scene(int(person), aus, *pose))
-        faces = demo.face_finder.find(image)[:1]
+        faces = demo.face_finder.find_quickly(image).faces[:1]
         yield views.picture(image, faces, 0 if faces else None), gr.skip(), gr.skip()
         view = model_choices.face_view(demo.predictor, image, None)
         (report,) = demo.predictor.predict_views([view], demo.predictor.select_prompts(None))

@@ -11,7 +11,6 @@ import gradio as gr
 from vlmface.demo import batch, clips, model_choices, views
 from vlmface.demo.clip_tab import clip_tab
 from vlmface.demo.event_handlers import open_upload, with_error_output
-from vlmface.demo.face_detection import largest_face
 from vlmface.demo.playground_tab import playground_tab
 from vlmface.demo.tab_parts import (
     EMPTY,
@@ -52,18 +51,20 @@ def analyse_tab(demo: Demo) -> None:
             yield "", face_choice([], None), EMPTY
             return
         upload = open_upload(path)
-        faces = demo.face_finder.find(upload)
-        selected = None if demo.predictor.default_faces == "none" else largest_face(faces)
-        yield views.picture(upload, faces, selected), face_choice(faces, selected), gr.skip()
+        found = demo.face_finder.find(upload)
+        faces = found.faces
+        selected = None if demo.predictor.default_faces == "none" else found.selected
+        drawn = views.picture(upload, faces, selected, note=found.note)
+        yield drawn, face_choice(faces, selected), gr.skip()
         for html in stream_face(demo, upload, faces, selected):
             yield gr.skip(), gr.skip(), html
 
     @with_error_output(2)
     def choose(path: str, selected: int | None) -> Iterator[Any]:
         upload = open_upload(path)
-        faces = demo.face_finder.find(upload)
-        yield views.picture(upload, faces, selected), gr.skip()
-        for html in stream_face(demo, upload, faces, selected):
+        found = demo.face_finder.find(upload)
+        yield views.picture(upload, found.faces, selected, note=found.note), gr.skip()
+        for html in stream_face(demo, upload, found.faces, selected):
             yield gr.skip(), html
 
     queue = queue_options(demo)
@@ -101,10 +102,10 @@ def compare_tab(demo: Demo) -> None:
             yield "", "", ""
             return
         upload = open_upload(path)
-        faces = demo.face_finder.find(upload)
-        selected = largest_face(faces)
-        largest_box = None if selected is None else faces[selected].box
-        yield views.picture(upload, faces, selected), gr.skip(), gr.skip()
+        found = demo.face_finder.find(upload)
+        largest_box = found.selected_face.box if found.selected_face else None
+        drawn = views.picture(upload, found.faces, found.selected, note=found.note)
+        yield drawn, gr.skip(), gr.skip()
         answers: list[str] = []
         for number in (first, second):
             choice = demo.choices[number]
@@ -143,8 +144,9 @@ def people_tab(demo: Demo) -> None:
             yield "", ""
             return
         upload = open_upload(path)
-        faces = demo.face_finder.find(upload)
-        yield views.picture(upload, faces, None), gr.skip()
+        found = demo.face_finder.find(upload)
+        faces = found.faces
+        yield views.picture(upload, faces, None, note=found.note), gr.skip()
         if not faces:
             view = model_choices.face_view(demo.predictor, upload, None)
             prompts = demo.predictor.select_prompts(None)

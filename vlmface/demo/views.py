@@ -14,6 +14,7 @@ from PIL import Image
 from vlmface import answers, facs
 from vlmface.answers import au_numbers
 from vlmface.demo import face_regions, playground
+from vlmface.demo.badges import place_badges
 from vlmface.infer.face_report import CONFIDENT, EMOTION
 from vlmface.utils import html
 from vlmface.utils.images import data_uri
@@ -29,6 +30,7 @@ DEFAULT_LIMITATIONS = (
     "documented."
 )
 MAX_SIDE = 1280  # pixels of a displayed picture
+BADGE_RADIUS = 2.2  # of a face's number, in hundredths of the picture's longer side
 FACE_SIDE = 96  # pixels of a face in a table
 VIEW_SIDE = 160  # pixels of the model's input
 FRAME_SIDE = 200  # pixels of a frame of a clip
@@ -62,7 +64,11 @@ class _Picture:
 
 
 def picture(
-    image: Image.Image, faces: Sequence[Face], selected: int | None, side: int = MAX_SIDE
+    image: Image.Image,
+    faces: Sequence[Face],
+    selected: int | None,
+    side: int = MAX_SIDE,
+    note: str | None = None,
 ) -> str:
     """The picture with numbered boxes.
 
@@ -71,7 +77,10 @@ def picture(
         faces: Their boxes are drawn.
         selected: The index of the face whose regions are marked when an action unit is pointed at.
         side: Larger pictures are reduced to it, in pixels.
+        note: A sentence below the picture.
     """
+    unit = max(image.size) / 100
+    badges = place_badges([face.box for face in faces], image.size, BADGE_RADIUS * unit)
     face_entries = [
         {
             "left": face.box[0],
@@ -82,14 +91,15 @@ def picture(
                 region: [face_regions.svg_path(outline) for outline in outlines]
                 for region, outlines in face.regions.items()
             },
+            "badge": badge,
         }
-        for face in faces
+        for face, badge in zip(faces, badges, strict=True)
     ]
     entry = _Picture(data_uri(image, max_side=side), image.width, image.height)
     alt = {0: "The picture, no face found", 1: "The picture with the face that was found"}.get(
         len(faces), f"The picture with {len(faces)} faces, numbered from left to right"
     )
-    return str(_template().picture(entry, face_entries, selected, alt))
+    return str(_template().picture(entry, face_entries, selected, alt, note, BADGE_RADIUS))
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -283,16 +293,7 @@ def batch(
             is written to disk.
         show_rationale: Whether the model gives rationales.
     """
-    entries = [
-        {
-            "file": row.file,
-            "problem": row.problem,
-            "face": row.face or (_whole_picture(row.report) if row.report else ""),
-            "answers": _task_answers(row.report, tasks) if row.report else [],
-            "units": _units(row.report.aus) if row.report else [],
-        }
-        for row in rows
-    ]
+    entries = [_batch_entry(row, tasks) for row in rows]
     links = [
         {
             "name": name,
@@ -301,15 +302,30 @@ def batch(
         }
         for name, (kind, content) in downloads.items()
     ]
-    problems = sum(row.problem is not None for row in rows)
-    return str(_template().batch(entries, tasks, files, problems, links, show_rationale))
+    counts = {
+        "files": files,
+        "answers": sum(row.report is not None and row.report.has_prediction for row in rows),
+        "without_face": sum(entry["is_absent"] for entry in entries),
+        "problems": sum(row.problem is not None for row in rows),
+        "searched": sum(row.report is not None and bool(row.report.search_note) for row in rows),
+    }
+    return str(_template().batch(entries, tasks, counts, links, show_rationale))
 
 
-def _whole_picture(report: FaceReport) -> str:
-    """The face column of a row that is not about a face."""
-    if report.scene_only:
-        return "no face found: the scene alone"
-    return "no face found" if report.face_found is False else "the whole picture"
+def _batch_entry(row: Row, tasks: Sequence[str]) -> dict[str, Any]:
+    report = row.report
+    whole = (
+        "no face found: the scene alone" if report and report.scene_only else "the whole picture"
+    )
+    return {
+        "file": row.file,
+        "problem": row.problem,
+        "is_absent": report is not None and not report.has_prediction,
+        "note": report.search_note if report else None,
+        "face": row.face or whole,
+        "answers": _task_answers(report, tasks) if report else [],
+        "units": _units(report.aus) if report else [],
+    }
 
 
 def clip(frames: Sequence[Image.Image], faces: Sequence[Face | None], used: int | None) -> str:

@@ -22,9 +22,10 @@ from vlmface import label_votes
 from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.benchmarks import ATTRIBUTES, Benchmark
-from vlmface.data import crop_cache
+from vlmface.data import crop_cache, crops
 from vlmface.data.row_images import image_refs, open_images, open_row_image, row_image_size
 from vlmface.errors import UserError
+from vlmface.infer.prediction import NO_PREDICTION
 from vlmface.manifest import is_run
 from vlmface.prompts import PromptLike
 from vlmface.schema import AFFECT, FaceSample
@@ -107,8 +108,10 @@ def answer(
         for part, images in _batches_with_images(
             rows, _batches(rows, left, batch_size, predictor.pads)
         ):
+            are_faces = [not is_without_face(row, predictor.views) for row in part]
             answers = [
-                _predict_and_score(single, images, scoring, batch_size) for single in predictors
+                _predict_faces(single, images, are_faces, scoring, batch_size)
+                for single in predictors
             ]
             for row, row_answers in zip(part, zip(*answers, strict=True), strict=True):
                 lines = [
@@ -125,10 +128,12 @@ def predict_remote(
     rows: datasets.Dataset,
     benchmark: Benchmark,
     journal: Journal,
+    views: crops.Views = (),
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """`answer` by a server, so many rows at a time as its endpoint allows, in the free reading.
-    Returns the lines and, of the faces that the server gave no answer for, {id: why}: they are not
-    in the journal, and their lines hold an empty text, which counts as wrong."""
+    """`answer` by a server that serves a model with these views, so many rows at a time as its
+    endpoint allows, in the free reading. Returns the lines and, of the faces that the server gave
+    no answer for, {id: why}: they are not in the journal, and their lines hold an empty text, which
+    counts as wrong."""
     import httpx2
     from tqdm import tqdm
 
@@ -142,12 +147,14 @@ def predict_remote(
     with tqdm(total=len(rows), initial=finished, desc=title, unit="face") as bar:
 
         async def work(client: httpx2.AsyncClient, job: _Job) -> dict[str, Any]:
-            image = await asyncio.to_thread(open_images, job.row)
+            if is_without_face(job.row, views):
+                predictions = [NO_PREDICTION] * len(prompts)
+            else:
+                image = await asyncio.to_thread(open_images, job.row)
+                predictions = [await server.predict(client, prompt, image) for prompt in prompts]
             lines = [
-                prediction_record(
-                    job.row, benchmark, prompt, await server.predict(client, prompt, image)
-                )
-                for prompt in prompts
+                prediction_record(job.row, benchmark, prompt, prediction)
+                for prompt, prediction in zip(prompts, predictions, strict=True)
             ]
             return {"id": job.id, "lines": lines}
 
@@ -235,6 +242,25 @@ def _rows(rows: datasets.Dataset, batch: Sequence[int]) -> list[dict[str, Any]]:
     return [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     ]
+
+
+def is_without_face(row: Mapping[str, Any], views: Sequence[crops.View]) -> bool:
+    """Whether a model with these views is not asked about a row, because no face was found: it has
+    no label then, in `vlmface predict` as well."""
+    return row.get("face_found") is False and crops.detects_face(views)
+
+
+def _predict_faces(
+    predictor: LocalModel | ClipModel,
+    images: Sequence[ImageOrImages],
+    are_faces: Sequence[bool],
+    scoring: str,
+    batch_size: int,
+) -> list[tuple[Prediction | None, LabelScores | None]]:
+    """`_predict_and_score` of the faces; no prediction for the other images."""
+    faces = [image for image, is_face in zip(images, are_faces, strict=True) if is_face]
+    answers = iter(_predict_and_score(predictor, faces, scoring, batch_size) if faces else [])
+    return [next(answers) if is_face else (NO_PREDICTION, None) for is_face in are_faces]
 
 
 def _predict_and_score(

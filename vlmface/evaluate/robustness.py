@@ -16,6 +16,7 @@ from vlmface.data.row_images import open_images, open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate.run import compute_metrics, output_folder
+from vlmface.infer.prediction import NO_PREDICTION
 from vlmface.metrics.metric import Metric, of_kind, scored_blocks
 from vlmface.metrics.metrics import valid_share
 from vlmface.utils import config, distributed, html, lock
@@ -90,7 +91,12 @@ def measure(
                 pictures, batch_size=settings.batch_size, probabilities=False, preprocessed=True
             )
             lines = [
-                answering.prediction_record(row, benchmark, prompt, prediction)
+                answering.prediction_record(
+                    row,
+                    benchmark,
+                    prompt,
+                    NO_PREDICTION if answering.is_without_face(row, asking.views) else prediction,
+                )
                 for row, prediction in zip(rows, predictions, strict=True)
             ]
             scores = compute_metrics(lines, benchmark, [prompt], model=settings.model)

@@ -352,21 +352,10 @@ def _evaluate(
         )
     _check_labels(rows, benchmark)
     out.mkdir(parents=True, exist_ok=True)
-    unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
         served_model = predictor.endpoint.model if isinstance(predictor, RemoteModel) else None
         _check_journal(journal, settings, prompts, about, served_model)
-        if isinstance(predictor, RemoteModel):
-            lines, unanswered = answering.predict_remote(predictor, rows, benchmark, journal)
-        else:
-            lines = answering.answer(
-                predictor,
-                rows,
-                benchmark,
-                batch_size=settings.batch_size,
-                scoring=settings.scoring,
-                sink=journal,
-            )
+        lines, unanswered = _answer(settings, benchmark, predictor, rows, journal, views)
     scores = compute_metrics(
         lines, benchmark, prompts, model=settings.model, scoring=settings.scoring
     )
@@ -391,6 +380,30 @@ def _evaluate(
         (out / JOURNAL).unlink()
     print(f"report: {out / 'report.html'}")
     return scores
+
+
+def _answer(
+    settings: Settings,
+    benchmark: Benchmark,
+    predictor: LocalModel | ClipModel | RemoteModel,
+    rows: Dataset,
+    journal: Journal,
+    views: crops.Views,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """(answers, {id: reason} of the rows that a server left unanswered)."""
+    from vlmface.infer.remote import RemoteModel
+
+    if isinstance(predictor, RemoteModel):
+        return answering.predict_remote(predictor, rows, benchmark, journal, views)
+    lines = answering.answer(
+        predictor,
+        rows,
+        benchmark,
+        batch_size=settings.batch_size,
+        scoring=settings.scoring,
+        sink=journal,
+    )
+    return lines, {}
 
 
 def _write_published(

@@ -29,7 +29,7 @@ NAMES = ("generated", "after_rationale", *NORM_OF)
 def read(row: Row, name: str) -> Row | None:
     """The row with label, status and probabilities as that reading has them; None if it was not
     read in that way."""
-    if name == "generated":
+    if name == "generated" or _was_not_run(row):
         return {**row, "probabilities": None}
     if name == "after_rationale":
         probabilities = row["probabilities"]
@@ -43,6 +43,11 @@ def read(row: Row, name: str) -> Row | None:
         return None
     label = max(probabilities, key=probabilities.__getitem__)
     return {**row, "label": label, "status": "strict", "probabilities": probabilities}
+
+
+def _was_not_run(row: Row) -> bool:
+    """Whether the model was not asked about the row, because no face was found in it."""
+    return row.get("face_found") is False and row["label"] is None and not row["text"]
 
 
 def summarise(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:

@@ -265,5 +265,6 @@ def _print_results(name: str, results: Results, as_json: bool) -> None:
             face = number if report.face_found else None
             print(json_line({"image": name, "face": face, **report.as_dict()}), flush=True)
         else:
-            text = as_text(face_name(name, number, len(results)), report)
+            face_of_file = face_name(name, number, len(results))
+            text = as_text(face_of_file, report, is_last=number == len(results))
             print(printable(text, lines=True), flush=True)

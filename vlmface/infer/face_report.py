@@ -30,6 +30,8 @@ class FaceReport:
             model is not run and no answer has a label, unless `scene_only`.
         limitations: What the model must not be used for; None if this is not documented.
         views: The views of the picture that the model received.
+        search_note: Which faces of the picture may have been missed, as a sentence; None if it was
+            not searched for all faces.
     """
 
     answers: Mapping[str, Prediction]
@@ -38,6 +40,7 @@ class FaceReport:
     face_found: bool | None = None
     limitations: str | None = None
     views: crops.Views = ()
+    search_note: str | None = None
 
     @property
     def scene_only(self) -> bool:
@@ -110,14 +113,15 @@ class FaceReport:
         """The report for JSON.
 
         Returns:
-            {"box", "face_found", "scene_only", "is_confident", "aus": [{"au", "name", "region"}],
-            "rationale", "answers": {task: {"prompt", "label", "probabilities", "status",
-            "complete", "text", "latency_s"}}, "limitations"}. Several labels of a face are one
-            text, separated by commas.
+            {"box", "face_found", "search_note", "scene_only", "is_confident", "aus": [{"au",
+            "name", "region"}], "rationale", "answers": {task: {"prompt", "label", "probabilities",
+            "status", "complete", "text", "latency_s"}}, "limitations"}. Several labels of a face
+            are one text, separated by commas.
         """
         return {
             "box": None if self.box is None else [round(float(x), 1) for x in self.box],
             "face_found": self.face_found,
+            "search_note": self.search_note,
             "scene_only": self.scene_only,
             "is_confident": self.is_confident,
             "aus": [

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vlmface.data import crops, detect
+from vlmface.data.face_search import FaceSearch
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ class FaceView:
         box: The face in the upright picture, [left, top, right, bottom] in pixels; None for the
             whole picture, and for a clip, in which the face moves.
         face_found: Whether there is a face; None if detection was not run.
+        search_note: Which faces of the picture may have been missed; None if it was not searched
+            for all.
     """
 
     images: ImageOrImages
     box: detect.Box | None
     face_found: bool | None
+    search_note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,11 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class DetectorFunctions:
-    """`boxes` returns a picture's face boxes, the largest first; `mesh`: see `crops.MeshOf`."""
+    """`search` searches a picture for all faces, `quick_search` stops at the first ones, see
+    `detect.Detector.search`; `mesh`: see `crops.MeshDetector`."""
 
-    boxes: Callable[[Image.Image], Sequence[detect.Box]]
+    search: Callable[[Image.Image], FaceSearch]
+    quick_search: Callable[[Image.Image], FaceSearch]
     mesh: crops.MeshDetector
 
 
@@ -89,8 +95,8 @@ def image_views(
         box: The face to show, in pixels.
 
     Returns:
-        A view of each face, the largest first. If `box` is not valid or no face is detected, one
-        view of the whole picture whose `face_found` is False.
+        A view of each face, that of "largest" first, then by size. If `box` is not valid or no
+        face is detected, one view of the whole picture whose `face_found` is False.
     """
     if box is not None:
         usable = crops.valid_box(box, picture.size)
@@ -99,11 +105,17 @@ def image_views(
         return [replace(view, box=finite_box)]  # type: ignore[arg-type]
     if faces == "none":
         return [_face_view(picture, None, view_settings, finder, None)]
-    boxes = list(finder.boxes(picture))
+    if faces == "largest":
+        found = finder.quick_search(picture)
+        boxes, note = found.boxes[:1], None
+    else:
+        found = finder.search(picture)
+        boxes, note = found.boxes, found.note
     if not boxes:
-        return [_face_view(picture, None, view_settings, finder, False)]
-    selected = boxes if faces == "all" else boxes[:1]
-    return [_face_view(picture, face, view_settings, finder, True) for face in selected]
+        view = _face_view(picture, None, view_settings, finder, False)
+        return [replace(view, search_note=found.note)]
+    views = [_face_view(picture, face, view_settings, finder, True) for face in boxes]
+    return [replace(view, search_note=note) for view in views]
 
 
 def clip_view(
@@ -141,7 +153,7 @@ def clip_view(
     if boxes is not None:
         face_boxes = [crops.valid_box(boxes[i], frames[i].size) for i in indices]
     elif detection_ran:
-        face_boxes = [next(iter(finder.boxes(picture)), None) for picture in pictures]
+        face_boxes = [next(iter(finder.quick_search(picture).boxes), None) for picture in pictures]
     views = view_settings.views
     if not views and not all(
         box is None or _fills_picture(box, picture.size)

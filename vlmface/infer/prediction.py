@@ -34,6 +34,10 @@ class Prediction:
     affect: dict[str, float] | None = None
 
 
+# The result for an image without a face: no text, so no label.
+NO_PREDICTION = Prediction("", Answer(None, (), "none", ""), None, 0.0, False)
+
+
 @dataclass(frozen=True)
 class LabelScores:
     """How likely the model finds each label's text.

@@ -31,8 +31,8 @@ from typing import (
 )
 
 from vlmface import manifest
-from vlmface.answers import Answer
 from vlmface.data import crops, detect
+from vlmface.data.face_search import FaceSearch
 from vlmface.errors import UserError
 from vlmface.infer import loading
 from vlmface.infer.backends import BATCH_SIZE, Backend, LocalBackend, RemoteBackend
@@ -47,7 +47,7 @@ from vlmface.infer.face_views import (
     image_views,
     parse_boxes,
 )
-from vlmface.infer.prediction import Prediction
+from vlmface.infer.prediction import NO_PREDICTION, Prediction
 from vlmface.infer.remote import open_remote_model
 from vlmface.prompts import Prompt, PromptLike
 from vlmface.utils import image_conversion
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_OPEN_IMAGES = 64  # images of one call that are decoded at once
-# The result for an image without a face: no text, so no label.
-NO_PREDICTION = Prediction("", Answer(None, (), "none", ""), None, 0.0, False)
 Picture: TypeAlias = (
     "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor"
 )
@@ -230,12 +228,19 @@ class Predictor:
             image: A picture, see `image_conversion.as_picture`.
 
         Returns:
-            Their boxes, the largest first, in pixels of the upright picture.
+            Their boxes in pixels of the upright picture: that of the face which "largest" stands
+            for in `predict`, then the others, the largest first.
 
         Raises:
             UserError: vlmface[detect] is not installed.
         """
-        return self._open_detector().faces(image_conversion.as_picture(image))
+        return self._search(image_conversion.as_picture(image)).boxes
+
+    def _search(self, image: Image.Image) -> FaceSearch:
+        return self._open_detector().search(image)
+
+    def _quick_search(self, image: Image.Image) -> FaceSearch:
+        return self._open_detector().search(image, quick=True)
 
     def _open_detector(self) -> detect.Detector:
         with self._lock:
@@ -248,7 +253,7 @@ class Predictor:
 
     @property
     def _face_finder(self) -> DetectorFunctions:
-        return DetectorFunctions(self.faces, self._mesh)
+        return DetectorFunctions(self._search, self._quick_search, self._mesh)
 
     @property
     def default_faces(self) -> str:
@@ -598,6 +603,7 @@ class Predictor:
             prompts={task: prompt.id for task, prompt in prompts.items()},
             box=view.box,
             face_found=view.face_found,
+            search_note=view.search_note,
             limitations=self.limitations,
             views=self.views,
         )

@@ -43,7 +43,7 @@ def table_columns(prompts: Mapping[str, PromptLike]) -> list[str]:
     answers = [f"{task}{part}" for task in prompts for part in ("", "_probability", "_status")]
     labels = [f"p_{task}_{label}" for task, prompt in prompts.items() for label in _labels(prompt)]
     head = ["image", "face", "face_found", *BOX]
-    return [*head, *answers, "aus", "rationale", *labels, "error", *SETTINGS]
+    return [*head, *answers, "aus", "rationale", *labels, "search_note", "error", *SETTINGS]
 
 
 def _labels(prompt: PromptLike) -> tuple[str, ...]:
@@ -190,7 +190,7 @@ class ReportTable:
 
 
 def _report_cells(report: FaceReport, prompts: Mapping[str, PromptLike]) -> Iterator[object]:
-    """From `face_found` to the last label's probability."""
+    """From `face_found` to `search_note`."""
     yield report.face_found
     yield from (round(float(x), 1) for x in report.box) if report.box else [None] * 4
     for task in prompts:
@@ -204,6 +204,7 @@ def _report_cells(report: FaceReport, prompts: Mapping[str, PromptLike]) -> Iter
     for task, prompt in prompts.items():
         probabilities = report.answers[task].probabilities
         yield from (_probability(probabilities, label) for label in _labels(prompt))
+    yield report.search_note
 
 
 def _probability(probabilities: Mapping[str, float] | None, label: str) -> float | None:

@@ -12,11 +12,25 @@ if TYPE_CHECKING:
     from vlmface.infer.prediction import Prediction
 
 
-def as_text(name: str, report: FaceReport) -> str:
-    """One task: the answer with everything the model wrote. Several tasks: one line each."""
+def as_text(name: str, report: FaceReport, *, is_last: bool = True) -> str:
+    """The report.
+
+    Args:
+        name: Of the face.
+        report: One task: the answer with everything the model wrote. Several: one line each.
+        is_last: Whether it is the last one on its picture, to which the note on the search for
+            faces belongs.
+    """
+    lines = _lines(name, report)
+    if report.search_note and is_last:
+        lines.append(f"  {report.search_note}")
+    return "\n".join(lines)
+
+
+def _lines(name: str, report: FaceReport) -> list[str]:
     if not report.has_prediction:
         reason = "no face found, so the model was not run (--faces none uses the whole picture)"
-        return f"{printable(name)}: {reason}"
+        return [f"{printable(name)}: {reason}"]
     if len(report.answers) == 1:
         primary = report.primary
         lines = [f"{printable(name)}: {_label(primary)}"]
@@ -32,7 +46,7 @@ def as_text(name: str, report: FaceReport) -> str:
             lines.append(f"  {task.replace('_', ' ')}: {_label(prediction)}{likely}")
     if report.scene_only:
         lines.append("  no face was found in it: the scene alone was judged")
-    return "\n".join(lines)
+    return lines
 
 
 def _label(prediction: Prediction) -> str:

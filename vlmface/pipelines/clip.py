@@ -25,7 +25,7 @@ from vlmface.train import checks, task_sampling
 from vlmface.train.clip.dataset import select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet
 from vlmface.train.clip.trainer import train
-from vlmface.utils import distributed
+from vlmface.utils import distributed, extras
 from vlmface.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def run(recipe: str, settings: Settings) -> int:
     Raises:
         UserError: The settings do not fit the launch, the model, the data or the folder.
     """
+    extras.require("open_clip")
     settings.check()  # a run of an ablation has other views than the settings that were parsed
     distributed.check_processes(settings.num_processes)
     checks.machine(settings)

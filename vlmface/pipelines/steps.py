@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import benchmarks, data
 from vlmface.benchmarks import Benchmark
-from vlmface.data import crop_cache
+from vlmface.data import crop_cache, crops
 from vlmface.data.crops import Views
 from vlmface.evaluate import answering, report
 from vlmface.evaluate import run as evaluation
@@ -122,6 +122,7 @@ class Evaluation:
             adapter=adapter,
             max_new_tokens=settings.max_new_tokens,
         )
+        predictor.views = predictor.views or crops.parse_views(getattr(settings, "views", None))
         return answering.predict_with(
             predictor,
             path,

@@ -405,7 +405,12 @@ def train(
     sft.save_trained(trainer, start.processor, start.family, start.base_id, uses_lora, run_dir)
     if trainer.server is not None and distributed.is_main():
         trainer.server.close()
-    lines = read_log(run_dir)
+    return _results(trainer, parameters)
+
+
+def _results(trainer: Any, parameters: Sequence[tuple[int, bool]]) -> dict[str, Any]:
+    """What `train` returns, given (number of weights, whether trained) of each parameter."""
+    lines = read_log(Path(trainer.args.output_dir))
     # Further updates from the same completions have no reward of their own.
     earned = [line["reward"] for line in lines if "reward" in line]
     return {

@@ -57,14 +57,12 @@ def encode_rows(
         sample = FaceSample.from_row(row)
         size = row_images.image_sizes(images[index], needed=family.NEEDS_SIZE)
         limits: dict[str, Any] = {"max_length": max_length, "image_size": size}
+        encode_text = partial(encode.encode_text, processor, family, prompt_messages, **limits)
         try:
             if (messages := conversation_messages(sample)) is not None:
                 _check_conversation(row)
                 texts = encode.encode_conversation(processor, family, messages, **limits)
             else:
-                encode_text = partial(
-                    encode.encode_text, processor, family, prompt_messages, **limits
-                )
                 texts = [encode_labelled(encode_text, row, sample, prompt, seed)]
         except encode.SkippedSampleError as error:
             skipped[error.reason] += 1

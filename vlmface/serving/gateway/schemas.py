@@ -71,6 +71,10 @@ class Face(BaseModel):
         description="null: detection was not run; false: no face was found, every label is null "
         "unless scene_only is true"
     )
+    search_note: str | None = Field(
+        description="which faces of the picture may have been missed; null: it was not searched "
+        "for all faces"
+    )
     scene_only: bool = Field(
         description="no face was detected, and the model judged its surroundings alone"
     )
