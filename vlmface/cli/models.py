@@ -81,9 +81,10 @@ def add_aus(commands: Commands) -> None:
     aus.add_argument("--overwrite", action="store_true", help="replace the table of --csv")
     aus.add_argument(
         "--faces",
-        choices=("all", "largest"),
-        default="all",
-        help="the faces of each image (default: all)",
+        choices=("largest", "all"),
+        default="largest",
+        help="the faces of each image; all: small ones are searched for, too, which takes longer "
+        "(default: largest)",
     )
     aus.set_defaults(run=_aus)
 
