@@ -197,6 +197,8 @@ def test_numbers_that_are_not_numbers_are_not_estimated(model):
     assert third.aus == {} and third.reason
     assert second.aus == fake.estimate([box], [(good, good)])[0].aus
     assert all(0 <= x <= 5 for x in second.aus.values())
+    largest = [(measured(model, k), measured(model, k + 50)) for k in range(40)]
+    assert model.estimate(largest).intensity.max() <= 5
     assert all(0.5 <= x <= 1 for x in second.confidence.values())
 
 

@@ -236,6 +236,7 @@ class Model:
         intensity = np.where(
             present, np.maximum(reading.intensity, 1.0), np.minimum(reading.intensity, 0.99)
         )
+        intensity = np.clip(intensity, 0, 5)  # a mean of fives may be a little more
         left, right = self._sides(heads, blendshapes, intensity)
         return Estimates(
             intensity[:, told],
