@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlmface.aus.measurement import Measurement
 
 FILE = Path(__file__).with_name("landmarks.npz")
-SHA256 = "5f7f20ed643a9f8ec1c44a203f5594f7ddedfdbcbc37f203cb900674f0b473bd"
+SHA256 = "6df816aa87577897bffa04eeaceac80c38ff7581ebe9f794b00ac1e8fb2c3936"
 MAX_BYTES = 4 * 2**20
 UNCHECKED = 0.6  # factor of the logits of AUs that were not checked on photographs
 CLIP = 5.0  # standard deviations that a feature may lie from its mean

@@ -137,6 +137,6 @@ def _print_limits(
 
 def main(argv: Sequence[str]) -> int:
     """`--benchmark NAME [--output_dir DIR] [--dataset_root DIR] [--n N]`"""
-    distributed.check_alone("vlmface eval landmarks")
-    run(config.parse_args(Settings, argv, usage=f"vlmface eval landmarks {main.__doc__}"))
+    distributed.check_alone("eval/landmarks.py")
+    run(config.parse_args(Settings, argv, usage=f"python eval/landmarks.py {main.__doc__}"))
     return 0
