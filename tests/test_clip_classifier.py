@@ -311,7 +311,6 @@ def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
         ({"image_tower": "frozen"}, "nothing would be trained"),
         ({"learning_rates": {"vision_tower": 1.0}}, "learning_rates has vision_tower"),
         ({"layer_decay": 0.0}, "layer_decay"),
-        ({"wise_ft_alpha": "auto"}, "set validation_share"),
         ({"wise_ft_alpha": "best"}, "at least 0 and at most 1 or auto"),
         ({"wise_ft_alpha": 2.0}, "at least 0 and at most 1 or auto"),
         ({"lr_scheduler": "steps"}, "milestones .* is empty"),

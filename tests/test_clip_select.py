@@ -128,7 +128,7 @@ def test_resumed_run_keeps_the_same_epoch(tmp_path, rows, whole, step):
 
 def test_without_held_out_rows_there_is_no_best(tmp_path, rows):
     with pytest.raises(
-        UserError, match="checkpoint_selection is best, but there are no held-out rows"
+        UserError, match="there are no held-out rows to measure or to choose an epoch on"
     ):
         trained_run(chosen(tmp_path), rows[0])
 
@@ -136,10 +136,10 @@ def test_without_held_out_rows_there_is_no_best(tmp_path, rows):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation_share": 0.0}, r"checkpoint_selection is best.*set validation_share"),
-        ({"validation_share": 0.0, "validation_split": "test"}, "validation_split is test, but"),
-        ({"validation_share": 0.0, "validation_split": "train"}, "validation_split is train, but"),
+        ({"validation_share": None, "validation_split": "test"}, "validation_split is test, but"),
+        ({"validation_share": None, "validation_split": "train"}, "validation_split is train, but"),
         ({"validation_split": "validation"}, "set one of them"),
+        ({"eval_steps": 2, "metric_for_best_model": "loss"}, "best epoch, and metric_for_best"),
     ],
 )
 def test_choosing_on_the_wrong_rows_is_refused(tmp_path, changes, message):

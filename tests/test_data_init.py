@@ -302,7 +302,7 @@ def test_a_label_of_one_person_is_left_out_by_an_option(capsys: pytest.CaptureFi
     cells = [*rows(("a", "b"))[:28], ("img/28.png", "c", "S01"), ("img/29.png", "c", "S01")]
     table = write_csv("t.csv", ("file", "state", "person"), cells)
     error = refused(capsys, table)
-    assert "pictures of a single person (S01)" in error and "--labels 'c'=null" in error
+    assert "pictures of a single person (S01)" in error and "--labels c=null" in error
     content = init(table, "--labels", "c=null")
     assert content["label_space"]["labels"] == ["a", "b"]
 

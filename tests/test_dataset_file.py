@@ -20,7 +20,7 @@ from PIL import Image
 from vlmface import answers, benchmarks, data, label_spaces, manifest, prompts
 from vlmface.cli import main
 from vlmface.data import check
-from vlmface.data.splits import PARTS, assign, picture_groups, rare_label
+from vlmface.data.splits import PARTS, assign, picture_groups, rare_labels
 from vlmface.errors import UserError
 from vlmface.metrics import metrics
 
@@ -84,7 +84,7 @@ def test_groups_are_whole_no_part_is_empty_and_the_order_decides_nothing(
     order = random.sample(range(len(rows)), len(rows))
     shuffled = assign([groups[i] for i in order], [labels[i] for i in order], SHARES, seed)
     assert dict(zip([groups[i] for i in order], shuffled, strict=True)) == part_of
-    assert (rare_label(groups, labels) is None) == all(
+    assert (not rare_labels(groups, labels)) == all(
         len({g for g, (w,) in zip(groups, labels, strict=True) if w == word}) > 1
         for (word,) in labels
     )
@@ -201,6 +201,10 @@ def test_a_split_column_may_lack_the_validation_split(tmp_path: Path) -> None:
         (
             {"options": {"columns": COLUMNS | {"subject": None}}},
             "33 of 33 rows .* name none: .* or set by: image",
+        ),
+        (
+            {"splits": {"by": "video", "test": 0.2}},
+            "splits go by video, but table-img/0.png is not a frame of a video",
         ),
     ],
 )

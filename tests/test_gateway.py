@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from helpers.fake_teacher import FakeTeacher, Reply
@@ -16,6 +17,7 @@ from helpers.hostile_requests import ANALYZE, FACE, b64, encoded
 from helpers.samples import picture
 from PIL import Image
 
+from vlmface.data.face_search import FaceSearch
 from vlmface.errors import UserError
 from vlmface.infer.batcher import QueueFullError
 from vlmface.infer.endpoint import NoAnswerError
@@ -117,11 +119,22 @@ def test_a_turned_photograph_is_upright_and_nothing_of_its_exif_comes_back(
     assert "SECRETCAMERA" not in reply.text + str(reply.headers)
 
 
+def detect(
+    monkeypatch: pytest.MonkeyPatch,
+    predictor: Predictor,
+    boxes: list[tuple[float, float, float, float]],
+) -> None:
+    """Let every picture have faces in these boxes."""
+    meshes = [np.array([box[:2], box[2:]]) for box in boxes]
+    for name in ("_search", "_quick_search"):
+        monkeypatch.setattr(predictor, name, lambda image: FaceSearch(meshes, 20))
+
+
 def test_faces_are_looked_for_if_asked(
     client: TestClient, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boxes = [(i, i, i + 30.0, i + 30.0) for i in range(12)]
-    monkeypatch.setattr(predictor, "faces", lambda image: boxes)
+    detect(monkeypatch, predictor, boxes)
     found = client.post(ANALYZE, json={"image": b64(FACE), "faces": "all"}).json()
     assert [face["box"] for face in found["faces"]] == [list(box) for box in boxes[:10]]
     assert found["skipped"] == 2
@@ -135,7 +148,7 @@ def test_about_a_picture_without_a_face_nothing_is_asked(
 ) -> None:
     whole = client.post(ANALYZE, json={"image": b64(FACE)}).json()["faces"][0]
     assert whole["face_found"] is None
-    monkeypatch.setattr(predictor, "faces", lambda image: [])
+    detect(monkeypatch, predictor, [])
     found = client.post(ANALYZE, files={"image": FACE}, data={"faces": "all"}).json()["faces"]
     assert len(found) == 1 and found[0]["face_found"] is False and found[0]["box"] is None
     assert whole["answers"]["emotion"]["text"] and not found[0]["answers"]["emotion"]["text"]
@@ -145,10 +158,10 @@ def test_about_a_picture_without_a_face_nothing_is_asked(
 def test_without_a_detector_the_client_is_told(
     client: TestClient, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(image: Any) -> None:
+    def none() -> None:
         raise UserError("pip install 'vlmface[detect]'")
 
-    monkeypatch.setattr(predictor, "faces", none)
+    monkeypatch.setattr(predictor, "_open_detector", none)
     reply = client.post(ANALYZE, json={"image": b64(FACE), "faces": "all"})
     assert (reply.status_code, reply.json()["reason"]) == (422, "detector")
     assert "pip" not in reply.text

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers.run_files import adapter, read_metrics, training_log
 from helpers.scripts import Recipe, to_argv
 from helpers.training import EIGHT_STEPS
@@ -16,6 +17,7 @@ from helpers.training import EIGHT_STEPS
 from vlmface import manifest
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
+from vlmface.utils.config import find_config
 
 SHORT = EIGHT_STEPS | {"lora_dropout": 0.1}
 
@@ -132,6 +134,69 @@ def test_what_does_not_fit_the_adapter_is_refused(
     with pytest.raises(UserError, match=said):
         sft_cot(tmp_path / "run", *words(**{"init_from": first, **changes}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_settings_file_gives_way_to_the_adapter_but_not_in_dropout(
+    first: Path, tmp_path: Path
+) -> None:
+    """sft_cot_tiny has another rank than the adapter, and no dropout."""
+    from vlmface.train.init_from import with_adapter
+    from vlmface.train.settings import SFTSettings
+    from vlmface.utils.config import load_config
+
+    config = json.loads((first / "adapter_config.json").read_text())
+    stored = json.loads((first / "settings.json").read_text())
+
+    def settings(*more: str) -> SFTSettings:
+        argv = ["--init_from", str(first), "--base_model", stored["base_model"], *more]
+        argv += ["--output_dir", str(tmp_path / "run")]
+        return with_adapter(load_config(SFTSettings, argv, default="sft_cot_qwen", usage=""))
+
+    found = settings()
+    assert (found.lora_rank, found.lora_alpha) == (config["r"], config["lora_alpha"])
+    assert found.lora_target_modules == stored["lora_target_modules"] == ["all"]
+    assert found.trainable == {name: stored[name] for name in found.trainable}
+    assert found.train_embeddings == stored["train_embeddings"]
+    qwen = yaml.safe_load(find_config("sft_cot_qwen").read_text())
+    assert found.lora_dropout == qwen["lora_dropout"] != config["lora_dropout"]
+    assert settings("--lora_dropout", "0.3").lora_dropout == 0.3
+    with pytest.raises(UserError, match=r"lora_alpha is 3.*, but the adapter in .* has"):
+        settings("--lora_alpha", "3")
+    with pytest.raises(UserError, match=r"lora_target_modules is \['q_proj'\], but the adapter"):
+        settings("--lora_target_modules", "[q_proj]")
+
+
+def test_dropout_is_that_of_the_new_run(first: Path, sft_cot: Recipe, tmp_path: Path) -> None:
+    """Also after an interruption."""
+    from helpers.trainers import interrupted
+
+    run = words(init_from=first, lora_dropout=0.4, n_train=12, epochs=1, save_steps=1)
+    assert sft_cot(tmp_path / "whole", *run) == 0
+    config = json.loads((tmp_path / "whole" / "adapter_config.json").read_text())
+    assert config["lora_dropout"] == 0.4
+    without = words(init_from=first, lora_dropout=0.0, n_train=12, epochs=1)
+    assert sft_cot(tmp_path / "without", *without) == 0
+    assert losses(tmp_path / "without")[0] < losses(tmp_path / "whole")[0]
+    with interrupted("sft", 2):
+        sft_cot(tmp_path / "resumed", *run)
+    assert sft_cot(tmp_path / "resumed", *run) == 0
+    assert same_weights(tmp_path / "resumed", tmp_path / "whole")
+
+
+def test_an_adapter_is_trained_further_over_4_bits(
+    first: Path, sft_cot: Recipe, tmp_path: Path
+) -> None:
+    """Its weights are kept, the base is quantised, and the manifest names both."""
+    pytest.importorskip("bitsandbytes")
+    still = words(init_from=first, quantization="nf4", learning_rate=1e-12, epochs=1, n_train=12)
+    assert sft_cot(tmp_path / "still", *still) == 0
+    assert same_weights(tmp_path / "still", first)
+    assert losses(tmp_path / "still")[0] == pytest.approx(losses(first)[-1], abs=0.5)
+    run, _ = manifest.load(tmp_path / "still")
+    assert run.quantization == "nf4" and run.init_from is not None
+    moved = words(init_from=tmp_path / "still", quantization="nf4", epochs=1, n_train=12)
+    assert sft_cot(tmp_path / "moved", *moved) == 0
+    assert not same_weights(tmp_path / "moved", first)
 
 
 def test_a_run_is_not_its_own_start(first: Path, sft_cot: Recipe) -> None:

@@ -120,7 +120,7 @@ def test_workbooks(faces):
     assert rows["emotion"] == ["fear", None] and rows["age"] == [30.5, None]
     book.create_sheet("more").append(["image"])
     book.save(path)
-    with pytest.raises(UserError, match=r"has 2 sheets with data: name one, sheet=\['Sheet', 'mo"):
+    with pytest.raises(UserError, match=r"has 2 sheets with data: name one, sheet= \('Sheet', 'mo"):
         data.load("table", path)
     assert len(data.load("table", path, labels={3: "fear"}, sheet="Sheet")) == 2
     with pytest.raises(UserError, match=r"sheet='x': .* has Sheet, more"):

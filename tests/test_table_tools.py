@@ -137,3 +137,16 @@ def test_options_of_a_tool_can_be_replaced(tmp_path):
     assert rows["id"] == ["table-a.jpg", "table-b.jpg"]
     assert units(rows[0])[1] == (True, None)
     assert rows["emotion"] == [None, "happiness"]
+
+
+def test_action_units_as_labels(tmp_path):
+    path = face_tools.write_libreface(tmp_path)
+    options = {"tool": "libreface", "columns": {"emotion": None}, "au_labels": True}
+    rows = data.load("table", path, label_field="context", **options)
+    assert rows["context"] == [["AU1", "AU25"], ["AU12"]]
+    assert [json.loads(meta)["video"] for meta in rows["meta"]] == ["talk", "talk"]
+    with pytest.raises(UserError, match="au_labels makes words of the field context"):
+        data.load("table", path, **options)
+    columns = {"emotion": None, "context": "au_1"}
+    with pytest.raises(UserError, match="needs columns of action units, and none of labels"):
+        data.load("table", path, **options | {"label_field": "context", "columns": columns})

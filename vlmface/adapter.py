@@ -11,7 +11,9 @@ from vlmface.errors import UserError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
+def attach(
+    model: Any, run: str | Path, *, trainable: bool = False, dropout: float | None = None
+) -> Any:
     """The model with the adapter in the folder `run`.
 
     Only the folder's files are read: peft would download missing files from the model hub, and
@@ -21,6 +23,7 @@ def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
         model: The base model.
         run: A run folder, checked by `manifest.check_weights`.
         trainable: Whether the adapter is trained further.
+        dropout: In front of the adapters while they are trained; None: as stored.
 
     Returns:
         A PeftModel, in evaluation mode unless it is trainable.
@@ -29,13 +32,16 @@ def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
         UserError: A file is missing or damaged, or the adapter is not a LoRA for this model.
     """
     import torch
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
     run = Path(run)
     read_config(run)
     try:
+        config = LoraConfig.from_pretrained(str(run), local_files_only=True)
+        if dropout is not None:
+            config.lora_dropout = dropout
         adapted = PeftModel.from_pretrained(
-            model, str(run), is_trainable=trainable, local_files_only=True
+            model, str(run), is_trainable=trainable, config=config, local_files_only=True
         )
     except torch.OutOfMemoryError:
         raise
@@ -45,6 +51,21 @@ def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
             "restore the run's files, or train again"
         ) from error
     return adapted if trainable else adapted.eval()
+
+
+def restore_weights(model: Any, run: str | Path) -> None:
+    """Give an attached adapter the weights of its folder again, in the precision of the model.
+
+    Over a quantised base TRL rounds the weights of an adapter to bfloat16.
+
+    Args:
+        model: Of `attach`.
+        run: The same folder.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(Path(run) / WEIGHTS))
 
 
 def read_config(run: str | Path) -> dict[str, Any]:

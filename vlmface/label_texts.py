@@ -150,21 +150,36 @@ def names() -> list[str]:
     return sorted(TEXTS.built_in)
 
 
-def load(id_or_path: str | Path) -> LabelTexts:
+def load(id_or_path: str | Path, space: label_spaces.LabelSpace | None = None) -> LabelTexts:
     """The texts of a name, which is looked up as that of a prompt is (`prompts.find`).
 
+    Args:
+        id_or_path: The name, or GENERATED for texts that are written for a label space.
+        space: The label space that they must be about; None: their own.
+
     Raises:
-        UserError: There are no such texts, their file has an unknown key or label, or a label has
-            no text.
+        UserError: There are no such texts, their file has an unknown key or label, a label has no
+            text, or they are about another label space.
     """
+    if id_or_path == GENERATED:
+        if space is None:
+            raise UserError(
+                f"the texts {GENERATED!r} are written for a label space: name one, such as "
+                "--label_space emotion8, or train on the YAML file of a data set"
+            )
+        return generate(space)
     source = prompts.find(id_or_path, TEXTS)
-    if isinstance(source, Path):
-        return read(source)
-    if not isinstance(source, LabelTexts):
+    texts = read(source) if isinstance(source, Path) else source
+    if not isinstance(texts, LabelTexts):
         raise UserError(
             f"{str(id_or_path)!r} is a {type(source).__name__}, but CLIP needs texts of labels"
         )
-    return source
+    if space is not None and texts.space != space:
+        raise UserError(
+            f"the texts {texts.id} are about {texts.space.id}, and not about {space.id}: use "
+            f"prompt: {GENERATED}, or a file of texts with label_space: {space.id}"
+        )
+    return texts
 
 
 def read(path: Path, *, trusted: bool = True) -> LabelTexts:
@@ -209,6 +224,64 @@ def _check_label(texts: LabelTexts, name: str, label: str, value: Any, path: Pat
     if not is_right:
         expected = "a text" if name == "words" else "a list of texts"
         raise UserError(f"{path}: {name} of {label!r} is {value!r}, but must be {expected}")
+
+
+# --- of any label space ---------------------------------------------------------------------------
+
+GENERATED = "label"  # the name of the texts that are written for any label space
+_TEMPLATES = {
+    "emotion": [
+        "a photo of a face that looks {word}.",
+        "a photo of a person who looks {word}.",
+        "a close-up of someone whose expression is {word}.",
+        "a portrait that shows {label}.",
+    ],
+    "gender": ["a photo of a {word} face.", "a portrait of a {word} person."],
+    "age_group": ["a photo of a person aged {word}.", "the face of someone aged {word}."],
+    "race": ["a photo of a {word} person.", "a portrait of a {word} face."],
+    "context": ["a photo of a person: {word}.", "a photo of a face: {word}.", "{word}"],
+}
+_ADJECTIVES = {
+    "anger": "angry",
+    "contempt": "contemptuous",
+    "disgust": "disgusted",
+    "fear": "fearful",
+    "happiness": "happy",
+    "neutral": "neutral",
+    "sadness": "sad",
+    "surprise": "surprised",
+}
+_UNIT = re.compile(r"AU(\d{1,2})")
+
+
+def generate(space: label_spaces.LabelSpace) -> LabelTexts:
+    """The texts of any label space: a few templates with its labels as they are.
+
+    Emotions are written as adjectives, and action units as what one sees of them.
+
+    Args:
+        space: What may be answered.
+    """
+    words = {
+        label: word for label in space.labels if (word := _word(space, label)) != label.lower()
+    }
+    return LabelTexts(
+        id=f"texts_{space.id}"[: label_spaces.LONGEST_ID],
+        version=1,
+        label_space=space.id if space.is_built_in else space,
+        source="vlmface",
+        templates=_TEMPLATES[space.field],
+        words=words,
+    )
+
+
+def _word(space: label_spaces.LabelSpace, label: str) -> str:
+    if space.field == "emotion":
+        return _ADJECTIVES.get(label, label.lower())
+    match = _UNIT.fullmatch(label)
+    if match and int(match[1]) in facs.AUS:
+        return facs.AUS[int(match[1])].cue
+    return label.lower()
 
 
 # --- how long they are ----------------------------------------------------------------------------

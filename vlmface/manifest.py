@@ -426,8 +426,9 @@ def resolve(base: str) -> Path:
         return Path(snapshot_download(base, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many unrelated kinds
         raise UserError(
-            f"cannot get the base model {base!r}: {type(error).__name__}: {error}. Check the name "
-            "and the network, or give the path of a folder with the checkpoint"
+            f"{base!r} is not a folder, and cannot be downloaded: {type(error).__name__}: {error}. "
+            "Check the name and the network, or give the path of a run's folder or of a folder "
+            "with a checkpoint"
         ) from error
 
 

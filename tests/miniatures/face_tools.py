@@ -92,3 +92,66 @@ def write_libreface(root: Path) -> Path:
         "1,0.033,,,,,,,",
         "2,0.067,1.5,0.4,0,1,-0.031,0.8,Neutral",
     )
+
+
+# --- whole studies, of which rows can be trained on and tested -----------------------------------
+
+
+def write_openface_videos(root: Path, videos: int = 5, frames: int = 4) -> Path:
+    """`processed/vN.csv` of folders of frames `videos/vN`, with one lost face and one second face
+    in each; returns the folder of tables."""
+    for number in range(videos):
+        rows = []
+        for frame in range(1, frames + 1):
+            lost = frame == 3
+            smile = float((number + frame) % 2)
+            units = (0.2, 3 * smile, 0, smile, frame == 2 and number % 2)
+            rows.append((frame, 0, int(not lost), 10, (0.0,) * 5 if lost else units))
+            face(root / "videos" / f"v{number}" / f"{frame}.jpg", 10 * number + frame, (64, 64))
+        rows.insert(1, (1, 1, 1, 30, (2.0, 0.1, 1, 0, 0)))
+        text(root / "processed" / f"v{number}.csv", *openface_rows(*rows))
+    return root / "processed"
+
+
+def write_openface_with_labels(root: Path, people: int = 6) -> Path:
+    """One table of pictures, labels and people next to columns of OpenFace, as users join them."""
+    lines = ["picture,state,person,confidence,success,AU04_r,AU12_r,AU04_c,AU12_c"]
+    for i in range(4 * people):
+        bored = i % 2
+        name, word, person = f"{i}.jpg", ("Engaged", "bored")[bored], f"P{i // 4:02d}"
+        units = (3.5 * bored, 2.0 - 2.0 * bored, bored, 0)  # AU12: present by intensity alone
+        found = int(i != 5)
+        cells = [name, word, person, 0.9 * found, found, *(units if found else (0, 0, 0, 0))]
+        lines.append(",".join(map(str, cells)))
+        face(root / "pictures" / name, i, (64, 64))
+    return text(root / "study.csv", *lines)
+
+
+def write_pyfeat_pictures(root: Path, n: int = 16) -> Path:
+    """`fex.csv` of pictures in `faces`, with two faces in the first and none in the last."""
+    names = [f"{i}.jpg" for i in (0, *range(n - 1))]
+    lines = [
+        f",FaceRectX,FaceRectY,FaceRectWidth,FaceRectHeight,FaceScore,{','.join(PYFEAT_UNITS)},"
+        f"{','.join(EMOTIONS)},input,frame"
+    ]
+    for row, name in enumerate(names):
+        votes = [0.05] * len(EMOTIONS)
+        votes[3 if row % 2 else 0] = 0.7
+        cells = [row, 5 + row % 3, 5, 20, 25, 0.9, 0.2, 0.9 - row % 2 * 0.6, 0.5, *votes, name, 0]
+        lines.append(",".join(map(str, cells)))
+    lines.append(f"{n},{',' * 15}{n}.jpg,0")
+    for i in range(n + 1):
+        face(root / "faces" / f"{i}.jpg", i, (64, 64))
+    return text(root / "fex.csv", *lines)
+
+
+def write_libreface_pictures(root: Path, n: int = 16) -> Path:
+    """`libre.csv` of pictures, of which one has no face and one intensity is below 0."""
+    lines = ["input_image_path,pitch,au_1,au_12,au_25_intensity,au_1_intensity,facial_expression"]
+    for i in range(n):
+        name = f"faces/{i}.png"
+        face(root / name, i)
+        word = ("Happiness", "Sadness")[i % 2]
+        lines.append(f"{name},1.5,{i % 2},{1 - i % 2},{-0.03 if i == 1 else 2.5},0.8,{word}")
+    face(root / "faces" / f"{n}.png", n)
+    return text(root / "libre.csv", *lines, f"faces/{n}.png,,,,,,")

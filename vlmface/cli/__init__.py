@@ -7,16 +7,18 @@ package; their settings are parsed there.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from vlmface import __version__
 from vlmface.cli import data, models, results, scripts, training
 from vlmface.cli.scripts import EVALUATIONS, RECIPES
 from vlmface.utils import distributed
 from vlmface.utils.config import ArgumentParser
+from vlmface.utils.terminal import one_line
 
 __all__ = ["EVALUATIONS", "FORWARDED", "RECIPES", "command", "main", "parser", "run"]
 
@@ -71,10 +73,42 @@ def run(argv: Sequence[str]) -> int:
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to their developers
     arguments, further = grammar.parse_known_args(argv)
     if further and not hasattr(arguments, "words"):
-        grammar.error(f"unrecognized arguments: {' '.join(further)}")
+        grammar.exit(2, f"error: {_unknown_options(argv, further)}\n")
     arguments.words = further
     distributed.check_alone("vlmface")
     return int(arguments.run(arguments))
+
+
+def _show_warnings_as_lines() -> None:
+    """Print each warning once, as one line; those of vlmface are for people, who do not need its
+    source."""
+    printed: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        ours = issubclass(category, UserWarning) and f"{os.sep}vlmface{os.sep}" in filename
+        place = "" if ours else f"{filename}:{lineno}: {category.__name__}: "
+        text = f"warning: {place}{one_line(str(message))}"
+        if text not in printed:
+            print(text, file=sys.stderr)
+        printed.add(text)
+
+    warnings.showwarning = show
+
+
+def _unknown_options(argv: Sequence[str], words: Sequence[str]) -> str:
+    """The message about words that a command does not know."""
+    command_words = " ".join(word for word in argv[:2] if not word.startswith("-"))
+    return (
+        f"unrecognized arguments: {' '.join(words)}: `vlmface {command_words} --help` lists the "
+        "options"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,4 +126,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The `vlmface` program, of which a launcher may start several processes."""
+    _show_warnings_as_lines()
     distributed.run_command(lambda: run(sys.argv[1:]), INTERRUPTED)

@@ -159,10 +159,12 @@ def _add_init(tools: Commands) -> None:
             help=f"column of the {role.replace('_', ' ')}; none: no column (default: guessed)",
         )
     init.add_argument("--images", metavar="FOLDER", help="the folder that paths start from")
+    _add_init_sources(init)
     init.add_argument(
         "--split-by",
-        choices=("subject", "image"),
-        help="what is never in two splits (default: subject, if a column names people)",
+        choices=("subject", "image", "video"),
+        help="what is never in two splits (default: subject, if a column names people; else video, "
+        "if rows are frames of several videos)",
     )
     init.add_argument("--label-space", metavar="NAME|FILE", help="what the labels are")
     init.add_argument(
@@ -170,8 +172,8 @@ def _add_init(tools: Commands) -> None:
         nargs="+",
         default=[],
         metavar="WORD=LABEL",
-        help="what words or numbers mean, such as 0=anger bored=null, or the name of a data set "
-        "that is coded alike, such as fer2013",
+        help="what words or numbers mean, such as 0=anger bored=null, a csv file with two columns, "
+        "or the name of a data set that is coded alike, such as fer2013",
     )
     init.add_argument(
         "--ordered",
@@ -186,6 +188,33 @@ def _add_init(tools: Commands) -> None:
     init.add_argument("--output", type=Path, metavar="FILE", help="the YAML file to write")
     init.add_argument("--overwrite", action="store_true", help="replace an existing file")
     init.set_defaults(run=_data_init)
+
+
+def _add_init_sources(init: argparse.ArgumentParser) -> None:
+    """The options of `vlmface data init` about where labels and people are."""
+    init.add_argument(
+        "--raters",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns with the labels of one rater each, which are counted as votes",
+    )
+    init.add_argument(
+        "--label-columns",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of 0 and 1, of votes or of probabilities, one for each label",
+    )
+    init.add_argument(
+        "--name-pattern",
+        metavar="PATTERN",
+        help="what the names of the pictures say, such as '{subject}_{label}_*' or '{subject}/*'",
+    )
+    init.add_argument("--sheet", metavar="NAME", help="the sheet of a workbook (xlsx)")
+    init.add_argument(
+        "--encoding", metavar="NAME", help="of a text file that is not UTF-8, such as cp1252"
+    )
 
 
 def _data_init(arguments: argparse.Namespace) -> int:

@@ -52,6 +52,10 @@ def dataset_module(name: str) -> Any:
     """
     if is_dataset_file(name):
         return DatasetFile(name, dataset_module)
+    if is_yaml(name) and not Path(name).expanduser().exists():
+        raise UserError(
+            f"{name} does not exist: write one with `vlmface data init`, or name a data set"
+        )
     if name in DATASETS:
         module = DATASETS.get(name)
         if isinstance(module, str):

@@ -116,7 +116,7 @@ def check(
         "errors": errors,
         "warnings": [],
     }
-    _judge(report, parts, looks, folder)
+    _judge(report, parts, looks, folder, module)
     if isinstance(module, DatasetFile):
         _judge_file(report, module, parts, looks)
     if output is not None:
@@ -306,6 +306,7 @@ def _judge(
     parts: list[SplitData],
     looks: dict[Source, ImageCheck],
     root: Path | None,
+    module: Any,
 ) -> None:
     errors, hints = report["errors"], report["warnings"]
     for part in parts:
@@ -314,7 +315,10 @@ def _judge(
         bad = [s for s in every if looks[s].fault not in (None, "missing")]
         if lost:
             names = _some(_short(s, root) for s in lost)
-            errors.append(f"{part.split}: files missing ({len(lost):,} of {len(every):,}): {names}")
+            left_out = hints if getattr(module, "missing", "error") == "drop" else errors
+            left_out.append(
+                f"{part.split}: files missing ({len(lost):,} of {len(every):,}): {names}"
+            )
         if bad:
             names = _some(f"{_short(s, root)} {looks[s].fault}" for s in bad)
             errors.append(f"{part.split}: files that cannot be read ({len(bad):,}): {names}")
@@ -337,8 +341,10 @@ def _judge(
                 f"{part.split}: pictures that occur again ({len(twice):,}, under different "
                 f"labels {disagree:,}): {_some(map(_same, twice))}"
             )
+    # Splits by picture are the user's choice, or the only ones that a single person allows.
+    shared = hints if isinstance(module, DatasetFile) and module.splits.by == "image" else errors
     for pair, people in report["shared_subjects"].items():
-        errors.append(f"{pair}: subjects in both ({len(people):,}): {_some(people)}")
+        shared.append(f"{pair}: subjects in both ({len(people):,}): {_some(people)}")
     for pair in combinations([part.split for part in parts], 2):
         both = [
             [next(member for member in group if member["split"] == split) for split in pair]

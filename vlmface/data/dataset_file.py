@@ -14,10 +14,11 @@ split, scored in its label space. `DatasetFile` explains the keys; `vlmface data
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -54,6 +55,7 @@ class Definition:
             source may be left out. It is also the `label_space` option of data sets that have one.
         prompt: What recipes train with: a prompt's name or file, or one of `prompts.GENERATED`.
         estimated_aus: A file that `vlmface data add-aus` writes, relative to the YAML file.
+        missing: What rows without their image file are: an error, or left out ("drop").
     """
 
     dataset: str
@@ -63,6 +65,7 @@ class Definition:
     label_space: str | dict[str, Any] = DEFAULT_SPACE
     prompt: str = "label"
     estimated_aus: str | None = None
+    missing: Literal["error", "drop"] = "error"
 
 
 def is_dataset_file(name: str | Path) -> bool:
@@ -95,12 +98,13 @@ class DatasetFile:
         self.path = Path(path).expanduser()
         content = config.read_yaml(self.path)
         self.definition = config.from_dict(Definition, content, where=str(self.path))
-        named = "label_space" in content
-        self.label_space = label_spaces.space(str(self.path) if named else DEFAULT_SPACE)
+        self.label_space_name = str(path) if "label_space" in content else DEFAULT_SPACE
+        self.label_space = label_spaces.space(self.label_space_name)
         self.splits = config.from_dict(
             Splits, dict(self.definition.splits or {}), where=f"splits of {self.path}"
         )
         self._check_splits()
+        self.missing = self.definition.missing
         dataset = self._beside(self.definition.dataset)
         if is_yaml(dataset):
             raise UserError(f"{self.path}: dataset is {dataset}, but must not be a YAML file")
@@ -212,16 +216,16 @@ class DatasetFile:
         """The part of each row."""
         by, groups = self._groups(rows)
         labels = row_labels(rows, self.label_space)
-        units = "people" if by == "subject" else "pictures"
+        units = {"subject": "people", "image": "pictures", "video": "videos"}[by]
         if len(set(groups)) < len(shares):
             raise UserError(
                 f"{self.path}: {len(rows)} rows show {len(set(groups))} {units}, too few for the "
                 f"splits {', '.join(shares)}: add data, or leave validation out of splits"
             )
-        rare = None if self.label_space.multi_label else splits.rare_label(groups, labels)
+        rare = {} if self.label_space.multi_label else splits.rare_labels(groups, labels)
         if "test" in shares and rare:
-            label, row = rare
-            single = "person" if by == "subject" else "picture"
+            label, row = next(iter(rare.items()))
+            single = {"subject": "person", "image": "picture", "video": "video"}[by]
             raise UserError(
                 f"{self.path}: the label {label!r} is on a single {single} ({_ids(rows)[row]}), so "
                 "it cannot be in train and in test: add data, correct the label, or leave it out "
@@ -230,8 +234,10 @@ class DatasetFile:
         return splits.assign(groups, labels, shares, self.splits.seed)
 
     def _groups(self, rows: Rows | datasets.Dataset) -> tuple[str, list[str]]:
-        """(subject or image, the person or picture of each row)."""
+        """(subject, image or video; the person, picture or video of each row)."""
         ids = _ids(rows)
+        if self.splits.by == "video":
+            return "video", self._videos(rows)
         subjects = column(rows, "subject")
         unnamed = [id for id, subject in zip(ids, subjects, strict=True) if not subject]
         by = self.splits.by or ("image" if unnamed else "subject")
@@ -246,6 +252,16 @@ class DatasetFile:
         if isinstance(rows, Rows):
             rows, _ = resolve_image_paths(rows, str(self.path))
         return by, splits.picture_groups(ids, image_sources(rows))
+
+    def _videos(self, rows: Rows | datasets.Dataset) -> list[str]:
+        """The video of each row."""
+        videos = [json.loads(meta or "{}").get("video") for meta in column(rows, "meta")]
+        if None in videos:
+            raise UserError(
+                f"{self.path}: splits go by video, but {_ids(rows)[videos.index(None)]} is not a "
+                "frame of a video or of a folder of frames: set by: image"
+            )
+        return videos
 
     # --- the file ---------------------------------------------------------------------------------
 

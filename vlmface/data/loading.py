@@ -48,6 +48,8 @@ def load_dataset(
             f"data set {name!r}: its read(root, split) returned a {type(rows).__name__}, but must "
             "return vlmface.data.rows.Rows"
         )
+    if missing == "error":
+        missing = getattr(dataset_module(name), "missing", missing)
     if isinstance(rows, Rows):
         rows = to_dataset(rows, short_name(name), split, missing=missing)
     if n is not None and n < len(rows):

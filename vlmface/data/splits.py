@@ -33,8 +33,9 @@ class Splits:
     Attributes:
         column: The column of a table that holds the split of each row.
         names: Splits of other words in that column, {word: train, validation or test}.
-        by: What is never in two parts: a person (subject) or a picture (image). None: a person
-            where the data name the person of every row, else a picture.
+        by: What is never in two parts: a person (subject), a picture (image), or a video of which
+            the rows are frames (video). None: a person where the data name the person of every
+            row, else a picture.
         validation: The share of the training rows to take as validation split, 0 for none.
         test: The share of the training rows to take as test split, 0 for none.
         seed: Of the choice.
@@ -42,7 +43,7 @@ class Splits:
 
     column: str | None = None
     names: dict[str, str] = field(default_factory=dict)
-    by: Literal["subject", "image"] | None = None
+    by: Literal["subject", "image", "video"] | None = None
     validation: Annotated[float, Range(min=0, below=1)] = 0.0
     test: Annotated[float, Range(min=0, below=1)] = 0.0
     seed: Seed = 0
@@ -136,15 +137,15 @@ def _need(
     return need
 
 
-def rare_label(groups: Sequence[str], labels: Sequence[Sequence[str]]) -> tuple[str, int] | None:
-    """(a label that a single group has, the first row that has it); None if there is none."""
+def rare_labels(groups: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, int]:
+    """{label that a single group has: the first row that has it}."""
     holders: dict[str, set[str]] = defaultdict(set)
     first: dict[str, int] = {}
     for row, (group, words) in enumerate(zip(groups, labels, strict=True)):
         for word in words:
             holders[word].add(group)
             first.setdefault(word, row)
-    return next(((word, first[word]) for word in holders if len(holders[word]) == 1), None)
+    return {word: first[word] for word in holders if len(holders[word]) == 1}
 
 
 def picture_groups(ids: Sequence[str], pictures: Sequence[Sequence[Source]]) -> list[str]:

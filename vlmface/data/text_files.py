@@ -40,6 +40,8 @@ _OTHER_KINDS = {
     b"PAR1": "a Parquet file: give its name the ending .parquet",
 }
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_USUAL_ENCODINGS = ("cp1252", "cp1251", "shift_jis", "gb18030", "euc_kr")
+_SHOWN = 40  # bytes on each side of one that is not UTF-8, shown in those
 _BLOCK = 1 << 22  # bytes that are checked at once
 MAX_UNPACKED = 4 << 30  # bytes of a file in a gzip file
 
@@ -184,11 +186,34 @@ def _undecodable(error: UnicodeDecodeError, mark: bytes, path: Path) -> UserErro
     line = raw[:start].decode(error.encoding, "ignore").count("\n") + 1
     name = error.encoding.upper()
     why = f"its byte order mark states {name}" if mark else f"no byte order mark, {name} was tried"
-    return UserError(
+    where = (
         f"{path}, line {line}: byte {raw[start : start + 1]!r} is not {name} (offset "
-        f"{start + len(mark)}; {why}): save the file as UTF-8, for example with "
-        f"`iconv -f WINDOWS-1252 -t UTF-8 {path.name}`, or take a fresh copy"
+        f"{start + len(mark)}; {why}): save the file as UTF-8"
     )
+    if guesses := {} if mark else _decoded_lines(raw, start):
+        listed = ", ".join(f"{encoding}: {text!r}" for encoding, text in guesses.items())
+        return UserError(
+            f"{where}, for example in Excel as 'CSV UTF-8' or with `iconv -f ENCODING -t UTF-8 "
+            f"{path.name}`, or name the encoding of a table, --encoding of `vlmface data init`. "
+            f"That line reads in {listed}"
+        )
+    return UserError(f"{where}, or take a fresh copy")
+
+
+def _decoded_lines(raw: bytes, start: int) -> dict[str, str]:
+    """{encoding: the text around a byte} of the usual encodings that a whole file may have."""
+    decoded = {}
+    begin = max(raw.rfind(b"\n", 0, start), start - _SHOWN) + 1
+    for encoding in _USUAL_ENCODINGS:
+        try:
+            raw.decode(encoding)
+            text = raw[begin : start + _SHOWN].decode(encoding, "ignore")
+        except UnicodeDecodeError:
+            continue
+        text = _LINE_END.split(text)[0]
+        if text.isprintable():
+            decoded[encoding] = text
+    return decoded
 
 
 def _with_nul(raw: bytes, at: int, path: Path) -> UserError:

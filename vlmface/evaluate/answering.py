@@ -263,6 +263,15 @@ def _predict_faces(
     return [next(answers) if is_face else (NO_PREDICTION, None) for is_face in are_faces]
 
 
+def undecoded_rows(rows: datasets.Dataset) -> list[dict[str, Any]]:
+    """All rows as dictionaries, images as they are stored and without further views."""
+    from datasets import Image
+
+    columns = [name for name in rows.column_names if name not in ("images", "frames")]
+    stored = rows.select_columns(columns).cast_column("image", Image(decode=False))
+    return [row | {"frames": None} for row in _rows(stored, range(len(stored)))]
+
+
 def _predict_and_score(
     predictor: LocalModel | ClipModel,
     images: Sequence[ImageOrImages],

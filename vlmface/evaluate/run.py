@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import benchmarks, data, label_spaces, manifest
+from vlmface import benchmarks, data, label_spaces, label_texts, manifest
 from vlmface.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, report, scoring_modes, tables
 from vlmface.evaluate.answering import au_set, filter_by_prompt, scored_prompts
 from vlmface.infer.endpoint import is_url
+from vlmface.label_texts import LabelTexts
 from vlmface.manifest import Manifest, is_run
 from vlmface.metrics import metrics
 from vlmface.metrics.metric import Metric, of_kind, scored_blocks, with_built_in
@@ -253,14 +254,17 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _prompt(settings: Settings, benchmark: Benchmark) -> str | Prompt | None:
+def _prompt(settings: Settings, benchmark: Benchmark) -> str | Prompt | LabelTexts | None:
     """The prompt to load the model with. Of a model without a run: `settings.prompt` or that of
     the data set's file, with the labels that the benchmark scores."""
     name = settings.prompt
     is_trained = settings.run_dir is not None or is_run(settings.model)
-    if is_trained or len(benchmark.spaces) != 1 or _is_clip(settings.model):
+    if is_trained or len(benchmark.spaces) != 1:
         return name
     is_file = data.is_dataset_file(benchmark.dataset)
+    if _is_clip(settings.model):
+        is_generated = name == label_texts.GENERATED or (name is None and is_file)
+        return label_texts.generate(benchmark.spaces[0]) if is_generated else name
     if name is None and is_file:
         name = data.dataset_module(benchmark.dataset).prompt
     if name in GENERATED or (is_file and name is not None):
@@ -275,7 +279,7 @@ def _is_clip(model: str) -> bool:
 
 
 def _open_model(
-    settings: Settings, prompt: str | Prompt | None
+    settings: Settings, prompt: str | Prompt | LabelTexts | None
 ) -> LocalModel | ClipModel | RemoteModel:
     """Who answers: a model in this process, or a server."""
     settings.check()
@@ -286,7 +290,7 @@ def _open_model(
     return loading.load(settings.model, prompt=prompt, max_new_tokens=settings.max_new_tokens)
 
 
-def _server(settings: Settings, prompt: str | Prompt | None) -> RemoteModel:
+def _server(settings: Settings, prompt: Any) -> RemoteModel:
     from vlmface.infer.endpoint import Endpoint
     from vlmface.infer.remote import open_remote_model
 

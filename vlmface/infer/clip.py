@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,22 +154,11 @@ class ClipModel:
             start_time = time.perf_counter()
             shares, affects = self.classifier.answer(self._squares(batch))
             latency = (time.perf_counter() - start_time) / len(batch)
-            for row, values in enumerate(shares.tolist()):
-                by_label = dict(zip(self.prompt.space.labels, values, strict=True))
-                answer = self.prompt.answer(by_label)
-                affect = None
-                if affects is not None:
-                    affect = dict(zip(AFFECT, affects[row].tolist(), strict=True))
-                prediction = Prediction(
-                    text=answer.text_labels or "",
-                    answer=answer,
-                    probabilities=by_label if probabilities else None,
-                    latency_s=latency,
-                    complete=True,
-                    face_found=faces_found[start + row],
-                    affect=affect,
-                )
-                predictions.append(prediction)
+            for prediction in predictions_of(self.prompt, shares, affects):
+                if not probabilities:
+                    prediction = replace(prediction, probabilities=None)
+                found = faces_found[len(predictions)]
+                predictions.append(replace(prediction, latency_s=latency, face_found=found))
         return predictions
 
     def stream(self, image: Any) -> Iterator[str | Prediction]:
@@ -242,6 +232,34 @@ class ClipModel:
                 )
         square = self.classifier.clip.square
         return torch.from_numpy(np.stack([[square(picture) for picture in row] for row in rows]))
+
+
+def predictions_of(
+    texts: LabelTexts, shares: torch.Tensor, affects: torch.Tensor | None
+) -> list[Prediction]:
+    """Predictions without times.
+
+    Args:
+        texts: Of the labels.
+        shares: (n, labels), the probabilities.
+        affects: (n, 2), valence and arousal, or None.
+    """
+    predictions = []
+    for row, values in enumerate(shares.tolist()):
+        by_label = dict(zip(texts.space.labels, values, strict=True))
+        answer, affect = texts.answer(by_label), None
+        if affects is not None:
+            affect = dict(zip(AFFECT, affects[row].tolist(), strict=True))
+        prediction = Prediction(
+            text=answer.text_labels or "",
+            answer=answer,
+            probabilities=by_label,
+            latency_s=0.0,
+            complete=True,
+            affect=affect,
+        )
+        predictions.append(prediction)
+    return predictions
 
 
 def _log_probabilities(prediction: Prediction) -> dict[str, float]:

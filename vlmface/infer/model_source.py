@@ -34,8 +34,11 @@ def _of_run(run: str | Path, prompt: str | Path | prompts.Prompt | None) -> Mode
 
 def _of_base(model: str | Path, prompt: str | Path | prompts.Prompt | None) -> ModelSource:
     if prompt is None:
+        why = (
+            f"it has no {manifest.FILENAME}" if Path(model).is_dir() else "there is no such folder"
+        )
         raise UserError(
-            f"{model} is not a vlmface run (it has no {manifest.FILENAME}): choose a prompt with "
+            f"{model} is not a vlmface run ({why}): choose a prompt with "
             "--prompt, or give the folder of a run"
         )
     loaded = prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,11 @@ from transformers import set_seed
 from vlmface import benchmarks, data, label_texts, manifest
 from vlmface.clip import checkpoint, model
 from vlmface.clip.classifier import Classifier, ClassifierConfig
-from vlmface.data import crop_cache, crops
+from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.infer.clip import WEIGHTS, ClipModel
-from vlmface.pipelines import steps
+from vlmface.pipelines import steps, validation
 from vlmface.run_dir import open_run, start_run
 from vlmface.train import checks, task_sampling
 from vlmface.train.clip.dataset import select_labelled
@@ -85,7 +84,9 @@ def train_and_evaluate(recipe: str, settings: Settings) -> None:
     set_seed(settings.seed)
     classifier = Classifier(clip, texts, shape)
     start = checkpoint.trained_state(classifier)
-    result = train(classifier, rows.training, settings, rows.validation) | rows.shared_people
+    scorer = validation.classifier_scorer(settings, evaluation.benchmark, texts)
+    result = train(classifier, rows.training, settings, rows.validation, scorer)
+    result |= rows.shared_people
     classifier.eval()
     interpolate(classifier, start, settings, rows.validation, result)
     if distributed.is_main():
@@ -101,44 +102,24 @@ def train_and_evaluate(recipe: str, settings: Settings) -> None:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a run.
-
-    Args:
-        loaded: The training rows as the data set contains them.
-        loaded_validation: The rows of the validation split, or None.
-        training: The rows that are trained on, with the views that the model is shown.
-        validation: Rows to choose the epoch or the interpolation on, or None.
-        test: The rows to evaluate on.
-        shared_people: For metrics.json: people who are in several of them.
-    """
-
-    loaded: datasets.Dataset
-    loaded_validation: datasets.Dataset | None
-    training: datasets.Dataset
-    validation: datasets.Dataset | None
-    test: datasets.Dataset
-    shared_people: dict[str, Any]
-
-
-def prepare(settings: Settings) -> tuple[steps.Evaluation, Rows]:
+def prepare(settings: Settings) -> tuple[steps.Evaluation, steps.Rows]:
     """What is evaluated, and all rows of the run.
 
     Raises:
         UserError: The benchmark does not score the labels, the data cannot be read, or lack what is
             trained on.
     """
-    texts = label_texts.load(settings.prompt)
+    texts = settings.texts
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [texts])
     baseline = benchmarks.load_baseline(benchmark)
     task_sampling.check_balance(settings.balance_by, [texts])
-    rows = load_rows(settings, benchmark)
+    views = crops.parse_views(settings.views)
+    rows = steps.load_rows(settings, benchmark, views, settings.num_frames)
     balanced = task_sampling.balanced_rows(rows.training, texts, settings.balance_by, settings.seed)
     rows = dataclasses.replace(rows, training=balanced)
     labelled_rows, _, affects, _ = select_labelled(rows.training, texts, settings.soft_labels)
-    checks.warmup(settings, checks.steps(settings, len(labelled_rows)))
+    checks.run_length(settings, checks.steps(settings, len(labelled_rows)))
     if settings.affect != "none" and affects.isnan().all():
         raise UserError(
             f"affect is {settings.affect}, but no row of {settings.dataset} has valence or "
@@ -147,40 +128,12 @@ def prepare(settings: Settings) -> tuple[steps.Evaluation, Rows]:
     return steps.Evaluation(benchmark, baseline, [texts], rows.test), rows
 
 
-def load_rows(settings: Settings, benchmark: benchmarks.Benchmark) -> Rows:
-    """Load, or render, all rows of a run, in the main process first."""
-    views, frames = crops.parse_views(settings.views), settings.num_frames
-    loaded_validation: datasets.Dataset | None = None
-    validation: datasets.Dataset | None = None
-    with distributed.main_first():
-        loaded = steps.load_training_rows(settings)
-        if settings.validation_split:
-            loaded_validation = data.load(
-                settings.dataset,
-                settings.dataset_root,
-                settings.validation_split,
-                **settings.dataset_options,
-            )
-            validation = crop_cache.apply_views(loaded_validation, views, frames)
-        test_root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
-        test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
-        training = crop_cache.apply_views(loaded, views, frames)
-    if settings.validation_share:
-        training, validation = data.hold_out(training, settings.validation_share, settings.seed)
-    others: dict[str, Any] = {"test": (test, test_root)}
-    if settings.validation_split:
-        others["validation"] = (validation, settings.dataset_root)
-    shared = checks.shared_people(training, settings.dataset_root, others)
-    return Rows(loaded, loaded_validation, training, validation, test, shared)
-
-
-def identity(rows: Rows, texts: label_texts.LabelTexts, sha: str) -> dict[str, Any]:
+def identity(rows: steps.Rows, texts: label_texts.LabelTexts, sha: str) -> dict[str, Any]:
     """What must be the same when a run is resumed, besides its settings (`run_dir.start_run`)."""
-    validation = rows.loaded_validation
     return {
         "data": data.fingerprint(rows.loaded),
         "rows": len(rows.training),
-        "validation_data": None if validation is None else data.fingerprint(validation),
+        **validation.identity(rows.validation),
         "test_data": data.fingerprint(rows.test, pictures=False),
         "prompts": [f"{texts.id} {texts.sha} {texts.space.sha}"],
         "base_weights": sha,
@@ -207,7 +160,7 @@ def interpolate(
     classifier: Classifier,
     start: dict[str, Any],
     settings: Settings,
-    validation: datasets.Dataset | None,
+    held_out: datasets.Dataset | None,
     result: dict[str, Any],
 ) -> None:
     """Interpolate between the weights before and after training, by WiSE-FT.
@@ -216,15 +169,15 @@ def interpolate(
         classifier: After training; it is changed.
         start: Its weights before training.
         settings: Of the run; wise_ft_alpha is the weight of the trained ones, or "auto".
-        validation: The rows that "auto" is chosen on.
+        held_out: The rows that "auto" is chosen on.
         result: For metrics.json: gets what "auto" has chosen.
     """
     alpha = settings.wise_ft_alpha
     if isinstance(alpha, str):
-        assert validation is not None
+        assert held_out is not None
         if distributed.is_main():
             held = HeldOutSet.from_rows(
-                classifier, validation, settings.eval_batch_size, settings.cache_gib
+                classifier, held_out, settings.eval_batch_size, settings.cache_gib
             )
             result["wise"] = wise_choice(start, held)
             alpha = float(result["wise"]["alpha"])

@@ -92,7 +92,7 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str
     what metrics need to know, "id", "subject" and "truth"; and what must be the same when the run
     is resumed (`run_dir.start_run`)."""
     benchmark = benchmarks.load_benchmark(settings.benchmark)
-    texts = label_texts.load(settings.prompt)
+    texts = settings.texts
     answering.scored_prompts(benchmark, [texts])
     root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
     views = crops.parse_views(settings.views)
@@ -136,7 +136,7 @@ def compare(
         models[name], shares_of[name] = _train_model(name, settings, parts)
     singles = [models[f"frame {k}"]["validation_uar"] for k in range(frames)]
     best = singles.index(max(singles))
-    space = label_texts.load(settings.prompt).space
+    space = settings.texts.space
     rows = {name: _rows(shares, truths, space.labels) for name, shares in shares_of.items()}
     for name in rows:
         block = metrics.label_block(rows[name], space)
@@ -229,9 +229,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
         num_frames=settings.num_frames if name == CLIP else 1,
     )
     clip = model.load_clip(settings.base_model, device=distributed.device())
-    return Classifier(
-        clip, label_texts.load(settings.prompt), model_settings.shape(1)
-    ), model_settings
+    return Classifier(clip, settings.texts, model_settings.shape(1)), model_settings
 
 
 def _still_clips(

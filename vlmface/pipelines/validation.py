@@ -11,6 +11,8 @@ from vlmface import data
 from vlmface.benchmarks import Benchmark
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
+from vlmface.infer.prediction import Prediction
+from vlmface.label_texts import LabelTexts
 from vlmface.metrics.metric import of_kind, scored_blocks
 from vlmface.metrics.metrics import valid_share
 from vlmface.train.validation import is_test_split
@@ -32,7 +34,7 @@ def split(
     """Choose what is trained on and what is validated on.
 
     Args:
-        settings: With the fields of `ValidationSettings` and `DatasetSettings`.
+        settings: With the fields of `SelectionSettings` and `DatasetSettings`.
         loaded: The training rows as the data set contains them.
 
     Returns:
@@ -41,7 +43,7 @@ def split(
     Raises:
         UserError: The rows show a single person, so that none can be held out.
     """
-    if not settings.validation_steps:
+    if not settings.uses_validation_rows:
         return loaded, None
     name = _split_name(settings)
     if name is not None:
@@ -120,6 +122,38 @@ def scorer(
         )
 
     return score
+
+
+def classifier_scorer(
+    settings: Any, benchmark: Benchmark, texts: LabelTexts
+) -> Callable[[datasets.Dataset], Callable[[Sequence[Prediction]], dict[str, float]]]:
+    """What measures a CLIP's predictions about validation rows (`train.clip.validation`).
+
+    Args:
+        settings: Of the run.
+        benchmark: Its metrics are computed.
+        texts: Of the labels.
+
+    Returns:
+        A function of rows, which returns one of the predictions about them: {metric: value}.
+    """
+
+    def of_rows(rows: datasets.Dataset) -> Callable[[Sequence[Prediction]], dict[str, float]]:
+        records = answering.undecoded_rows(rows)
+
+        def score(predictions: Sequence[Prediction]) -> dict[str, float]:
+            lines = [
+                answering.prediction_record(row, benchmark, texts, prediction)
+                for row, prediction in zip(records, predictions, strict=True)
+            ]
+            selected = settings.metric_for_best_model
+            scores = scores_of(lines, benchmark, [texts], "generate", selected)
+            del scores["valid_answers"]  # a classifier always answers
+            return scores
+
+        return score
+
+    return of_rows
 
 
 def scores_of(

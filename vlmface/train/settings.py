@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from vlmface import data, prompts
 from vlmface.errors import UserError
-from vlmface.train import checks, validation
+from vlmface.train import adapter_settings, checks, validation
 from vlmface.utils.ranges import (
     Checked,
     Count,
@@ -83,12 +83,10 @@ class EvaluationSettings(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationSettings(Checked):
-    """What is measured on validation rows while the model trains, and which checkpoint is kept.
+class SelectionSettings(Checked):
+    """Validation rows, and which checkpoint is kept by what is measured on them.
 
     Args:
-        eval_generate_steps: steps between two evaluations of generated answers; null: none
-        n_generate: validation rows that answers are generated for
         validation_split: split to validate on; null: `validation`, or people are held out
         validation_share: share of the training rows, by people, to hold out instead of a split
         n_validation: validation rows to read; null: all
@@ -96,8 +94,6 @@ class ValidationSettings(Checked):
         early_stopping_patience: stop after so many evaluations without a better one; null: never
     """
 
-    eval_generate_steps: Count | None = None
-    n_generate: Count = 64
     validation_split: str | None = None
     validation_share: Annotated[float, Range(above=0, below=0.9)] | None = None
     n_validation: Count | None = None
@@ -111,20 +107,43 @@ class ValidationSettings(Checked):
         steps = {name: getattr(self, name, None) for name in names}
         return {name: value for name, value in steps.items() if value is not None}
 
-    def unused_validation(self) -> Iterator[Unused]:
-        """The fields of validation that have no effect."""
+    @property
+    def uses_validation_rows(self) -> bool:
+        """Whether anything is measured on validation rows."""
+        return bool(self.validation_steps)
+
+    def unused_selection(self) -> Iterator[Unused]:
+        """The fields that have no effect."""
         every = ("eval_steps", "eval_generate_steps")
         steps = tuple(name for name in every if hasattr(self, name))
-        if not self.validation_steps:
-            why = f"{' and '.join(steps)} {'is' if len(steps) == 1 else 'are'} null"
+        why = f"{' and '.join(steps)} {'is' if len(steps) == 1 else 'are'} null"
+        if not self.uses_validation_rows:
             for name in ("validation_split", "validation_share", "n_validation"):
                 yield Unused(name, why, steps)
+        if not self.validation_steps:
             yield Unused("metric_for_best_model", why, steps)
-        if self.eval_generate_steps is None:
-            yield Unused("n_generate", "eval_generate_steps is null", ("eval_generate_steps",))
         if self.metric_for_best_model is None:
             why = "metric_for_best_model is null"
             yield Unused("early_stopping_patience", why, ("metric_for_best_model",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings(SelectionSettings):
+    """What is measured on validation rows while a vision-language model trains.
+
+    Args:
+        eval_generate_steps: steps between two evaluations of generated answers; null: none
+        n_generate: validation rows that answers are generated for
+    """
+
+    eval_generate_steps: Count | None = None
+    n_generate: Count = 64
+
+    def unused_validation(self) -> Iterator[Unused]:
+        """The fields of validation that have no effect."""
+        yield from self.unused_selection()
+        if self.eval_generate_steps is None:
+            yield Unused("n_generate", "eval_generate_steps is null", ("eval_generate_steps",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +199,10 @@ class DatasetSettings(Checked):
             return {}
         values: dict[str, Any] = {"benchmark": name, "n_train": None}
         if "label_space" in kinds(cls):
-            values["label_space"] = name
+            module = data.dataset_module(name)
+            values["label_space"] = module.label_space_name
             if stored.get("prompt") not in prompts.GENERATED:
-                values["prompt"] = data.dataset_module(name).prompt
+                values["prompt"] = module.prompt
         chosen = overrides if "dataset" in overrides else {**stored, **overrides}
         return {
             name: value
@@ -386,6 +406,13 @@ class SFTSettings(
     dataloader_workers: Natural = 0
     scoring: Literal["generate", "likelihood", "both"] = "generate"
     max_new_tokens: Count = 256
+
+    @classmethod
+    def implied(cls, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the YAML file of a data set, and of the adapter in `init_from`: its shape, where the
+        settings file has another one."""
+        of_adapter = adapter_settings.implied(cls, stored, overrides)
+        return super().implied(stored, overrides) | of_adapter
 
     @property
     def prompts(self) -> list[str]:

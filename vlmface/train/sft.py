@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import data, encode, manifest
-from vlmface.adapter import attach
+from vlmface.adapter import attach, restore_weights
 from vlmface.data import crops, row_images, shows_faces
 from vlmface.errors import UserError
 from vlmface.families import modules
@@ -260,7 +260,8 @@ def _model(
         # transformers 5.23 notes renamings that it did not make, and would undo them when it saves.
         model._weight_conversions = None
     if settings.init_from is not None:
-        return attach(model, settings.init_from, trainable=True), None
+        dropout = settings.lora_dropout
+        return attach(model, settings.init_from, trainable=True, dropout=dropout), None
     if settings.uses_lora:
         return model, lora_config(settings.lora, family, model, len(processor.tokenizer))
     modules.freeze(family.MODULE_PATHS, model, settings.trainable)
@@ -293,6 +294,8 @@ def _trainer(
         callbacks=[JsonlLogger(Path(settings.output_dir) / "log.jsonl")],
         family=family,
     )
+    if settings.init_from is not None and settings.quantization is not None:
+        restore_weights(trainer.model, settings.init_from)
     if (augmentation := Augmentation.from_settings(settings)) is not None:
         trainer.train_dataset = AugmentedRows(rows, augmentation)
     if caching:

@@ -32,7 +32,7 @@ def check(settings: Any) -> None:
     """Refuse settings of validation that contradict each other or the protocol.
 
     Args:
-        settings: With the fields of `ValidationSettings`, `DatasetSettings` and the benchmark.
+        settings: With the fields of `SelectionSettings`, `DatasetSettings` and the benchmark.
 
     Raises:
         UserError: Names the field, its value and what to do.
@@ -56,7 +56,8 @@ def check(settings: Any) -> None:
             f"{', '.join(metric_names)} on "
             f"benchmark {settings.benchmark}{did_you_mean(metric, metric_names)}"
         )
-    needed = "eval_steps" if metric == LOSS else "eval_generate_steps"
+    generates = hasattr(settings, "eval_generate_steps")
+    needed = "eval_generate_steps" if generates and metric != LOSS else "eval_steps"
     if needed not in settings.validation_steps:
         raise UserError(
             f"metric_for_best_model is {metric}, which is measured every {needed}: set {needed}"
@@ -228,8 +229,8 @@ class Validation:
         if selection and selection.metric != LOSS and selection.key not in measured:
             raise UserError(
                 f"metric_for_best_model is {selection.metric}, which is not defined on the "
-                "validation rows, where the labels that it needs do not occur: raise n_generate, "
-                "or use another metric"
+                "validation rows, where the labels that it needs do not occur: use more of them "
+                "(n_generate, n_validation), or another metric"
             )
 
 

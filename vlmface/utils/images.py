@@ -70,6 +70,12 @@ def open_image(source: str | Path | bytes, *, max_pixels: int | None = None) -> 
     return isolated.submit(content, name, max_pixels).result()
 
 
+def without_suffix(name: str) -> str:
+    """A name without the ending of a picture, in any letter case."""
+    lower = name.lower()
+    return name[: len(name) - next((len(s) for s in SUFFIXES if lower.endswith(s)), 0)]
+
+
 def size_of(source: str | Path | bytes) -> tuple[int, int]:
     """(width, height) in pixels of what `open_image` gives, read from the header alone. Raises
     UserError for a file that is missing, no image or too large."""

@@ -47,10 +47,11 @@ def read(root: Path, split: str) -> Rows:
     """From a file of FILES if it exists, else from the folders of pictures.
 
     Args:
-        root: as above.
+        root: as above, or the csv file itself under any name.
         split: one of SPLITS.
     """
-    path = next((root / name for name in FILES if (root / name).exists()), root / FILES[0])
+    files = [root / name for name in FILES]
+    path = root if root.is_file() else next((file for file in files if file.exists()), files[0])
     if not path.exists() and (root / "train").is_dir():
         return _folders(root, split)
     table = faces(require_path(path, "FER2013's csv file, or folders train/angry, test/angry"))

@@ -47,7 +47,7 @@ def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
     """Each face with a label that follows from ten votes.
 
     Args:
-        root: as above.
+        root: as above, or the file of votes itself under any name, next to the faces.
         split: one of SPLITS.
         protocol: "majority" (the paper's and its code's) drops single votes, then requires more
             than half of the others for one emotion; ties, other faces and "unknown" are skipped,
@@ -61,7 +61,8 @@ def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
 
     if protocol not in ("majority", "distribution"):
         raise UserError(f"protocol={protocol!r}: FER+ is read by 'majority' or 'distribution'")
-    listing = require_path(root / "fer2013new.csv", "FER+'s votes")
+    listing = require_path(root if root.is_file() else root / "fer2013new.csv", "FER+'s votes")
+    root = listing.parent
     types = {"Usage": "string", "Image name": "string"} | dict.fromkeys(COLUMNS, "int32")
     table = read_csv(listing, types)
     fer2013.check_usages(listing, table)

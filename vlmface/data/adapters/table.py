@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmface.data.rows import Rows
+from vlmface.data.rows import Rows, json_meta
 from vlmface.data.tables import boxes, tools
 from vlmface.data.tables.cells import required_texts
 from vlmface.data.tables.columns import Source, check_media, find_columns, warn_of_no_label
@@ -34,11 +34,13 @@ from vlmface.data.tables.folders import (
 )
 from vlmface.data.tables.labels import read_labels
 from vlmface.data.tables.media import Media, read_media
+from vlmface.data.tables.name_pattern import fields_of_names
 from vlmface.data.tables.options import SPLITS, TableOptions
+from vlmface.data.tables.ratings import join_ratings
 from vlmface.data.tables.splits import SPLIT_WORDS, rows_of_split, splits_of_rows
 from vlmface.data.tables.table import Table
-from vlmface.data.tables.units import read_units
-from vlmface.data.tables.votes import read_votes
+from vlmface.data.tables.units import read_units, unit_labels
+from vlmface.data.tables.votes import majority, read_votes
 from vlmface.data.tables.where import rows_where
 from vlmface.errors import UserError
 
@@ -47,7 +49,7 @@ TITLE = "your own table or image folder"
 HOME = "a csv, tsv, json, jsonl, parquet or xlsx file, or a folder of them or of label folders"
 LICENCE = "that of your data"
 # Options of label folders; the others are about tables.
-OF_FOLDERS = ("labels", "label_field", "label_space", "file_split")
+OF_FOLDERS = ("labels", "label_field", "label_space", "file_split", "name_pattern")
 
 
 def read(root: Path, split: str, options: TableOptions) -> Rows:
@@ -74,6 +76,8 @@ def read(root: Path, split: str, options: TableOptions) -> Rows:
     rows = _kept(table, rows, options, skipped)
     media = read_media(table, source, rows, options, skipped)
     columns = _columns(table, source, media, options)
+    if options.votes_in_rows:
+        columns = join_ratings(columns, options, str(table.path), majority)
     return Rows(columns, skipped)
 
 
@@ -108,10 +112,14 @@ def _columns(table: Table, source: Source, media: Media, options: TableOptions) 
     rows = media.rows
     several = "face_box" in source or options.tool is not None
     columns: dict[str, Any] = {"id": media.ids(several), media.field: media.values}
+    if media.videos is not None:
+        columns["meta"] = json_meta(len(rows), video=media.videos)
     if "id" in source:
         columns["id"] = [f"table-{name}" for name in required_texts(table, str(source["id"]), rows)]
     columns |= read_labels(table, source, rows, options)
     columns |= read_votes(table, source, rows, options)
+    if options.name_pattern is not None:
+        columns |= _fields_of_names(columns, media, options)
     if "rationale" in columns:
         written = np.array([text is not None for text in columns["rationale"]], bool)
         names = np.where(written, options.rationale_source, "none")
@@ -129,9 +137,31 @@ def _columns(table: Table, source: Source, media: Media, options: TableOptions) 
             )
     if options.aus is not None:
         columns["aus"] = read_units(table, rows, options, clip=options.tool == "libreface")
-    if not columns.keys() - {"id", "image", "frames", "subject", "face_box"}:
+    if options.au_labels:
+        if "aus" not in columns or "context" in columns:
+            raise UserError(
+                f"{table.path}: au_labels needs columns of action units, and none of labels: name "
+                "the former in aus=, and the latter not in columns="
+            )
+        columns["context"] = unit_labels(columns["aus"])
+    if not columns.keys() - {"id", "image", "frames", "subject", "face_box", "meta"}:
         warn_of_no_label(table, source, options)
     return columns
+
+
+def _fields_of_names(
+    columns: dict[str, Any], media: Media, options: TableOptions
+) -> dict[str, Any]:
+    """The fields of the option `name_pattern`. Raises UserError for one that a column holds."""
+    pairs = zip(media.names, media.values, strict=True)
+    paths = [value if isinstance(value, str) else name for name, value in pairs]
+    fields = fields_of_names(paths, options)
+    if twice := sorted(fields.keys() & columns.keys()):
+        raise UserError(
+            f"both a column and name_pattern={options.name_pattern!r} hold the {twice[0]}: leave "
+            f"one out, columns={{{twice[0]!r}: None}}"
+        )
+    return fields
 
 
 def _refuse_options(root: Path, options: TableOptions) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from vlmface import label_spaces
 from vlmface.data import video
-from vlmface.data.init.names import place_of, role_of
+from vlmface.data.init.names import is_rater, place_of, role_of
 from vlmface.data.tables.cells import NULLS, distinct, normalise_cell
 from vlmface.data.tables.splits import SPLIT_WORDS
 from vlmface.data.tables.table import Table
@@ -37,6 +38,7 @@ FURTHER_SPLITS = {
 }
 _UNIT = re.compile(r"au[\s_.-]*0*(\d{1,2})([_\s-]?[rc])?", re.IGNORECASE)
 _NAMED_ID = re.compile(r"(?=.*\d)(?:[^\W\d_]{1,12}[-_ ]?\d{1,6}|0\d{1,5})")
+_COMMA = re.compile(r"[-+]?\d+(,\d+)?")
 _MOSTLY = 0.9  # share of the cells
 
 
@@ -77,29 +79,53 @@ class Column:
 
     @cached_property
     def numbers(self) -> list[float] | None:
-        """The values as numbers, True and False as 1 and 0; None if one is not a number."""
+        """The values as numbers, with a point or a comma, True and False as 1 and 0; None if one is
+        not a number."""
         flags = {"true": 1.0, "false": 0.0}
+        words = self.words
+        if self.has_decimal_commas:
+            words = {word.replace(",", "."): n for word, n in words.items()}
         try:
-            return [float(flags.get(word.casefold(), word)) for word in self.words] or None
+            return [float(flags.get(word.casefold(), word)) for word in words] or None
         except ValueError:
             return None
 
+    @cached_property
+    def has_decimal_commas(self) -> bool:
+        """Whether numbers are written as 0,5: some have one comma, and none a point."""
+        words = self.words
+        return any("," in word for word in words) and all(map(_COMMA.fullmatch, words))
 
-def columns_of(table: Table) -> dict[str, Column]:
+    def texts(self) -> list[str | None]:
+        """The text of each row, None for an empty cell."""
+        texts = [str(value).strip() or None for value in self.values]
+        return [None if code < 0 else texts[code] for code in self.codes.tolist()]
+
+
+def column_of(table: Table, name: str) -> Column:
+    """A column of a table."""
+    return Column(name, *distinct(table, name, np.arange(len(table))))
+
+
+def all_columns(table: Table) -> dict[str, Column]:
     """The columns of a table by name."""
-    rows = np.arange(len(table))
-    return {name: Column(name, *distinct(table, name, rows)) for name in table.columns}
+    return {name: column_of(table, name) for name in table.columns}
 
 
 def guess(
-    table: Table, columns: Mapping[str, Column], chosen: Mapping[str, str | None]
+    table: Table,
+    columns: Mapping[str, Column],
+    chosen: Mapping[str, str | None],
+    is_person: Callable[[Column, Column | None], bool] = lambda column, image: True,
 ) -> dict[str, str]:
     """{role: column}, of `schema.COLUMN_ROLES`.
 
     Args:
         table: The table.
-        columns: Of `columns_of`.
+        columns: Those that may have a role, by name.
         chosen: {role: column, NONE, or None to guess}.
+        is_person: Whether a column may name the people in the pictures, from it and the column of
+            the pictures.
 
     Raises:
         UserError: A chosen column does not exist, or several may hold the labels.
@@ -114,6 +140,9 @@ def guess(
             continue
         taken = {*roles.values(), *(name for name in chosen.values() if name)}
         free = {name: column for name, column in columns.items() if name not in taken}
+        if role == "subject":
+            image = columns.get(roles.get("image", ""))
+            free = {name: column for name, column in free.items() if is_person(column, image)}
         if guessed_column := _GUESSES[role](role, free, len(table)):
             roles[role] = guessed_column
     return roles
@@ -160,6 +189,18 @@ def split_names(column: Column) -> dict[str, str]:
     return further
 
 
+def share_words(columns: Sequence[Column]) -> bool:
+    """Whether at least half of the words of each column occur in the others, too."""
+    words = [{normalise_cell(word) for word in column.words} for column in columns]
+    if not all(words) or len(set().union(*words)) > MOST_LABELS:
+        return False
+    for i, own in enumerate(words):
+        others = set().union(*words[:i], *words[i + 1 :])
+        if len(own & others) * 2 < len(own):
+            return False
+    return True
+
+
 # --- one role -------------------------------------------------------------------------------------
 
 
@@ -168,8 +209,13 @@ def _named(role: str, columns: Mapping[str, Column]) -> list[str]:
     return sorted((name for name in columns if role_of(name) == role), key=place_of)
 
 
-def _files(role: str, columns: Mapping[str, Column], rows: int) -> str | None:
-    """The column with the names of files, or with the pictures themselves."""
+def is_unit(name: str) -> bool:
+    """Whether a column's name is that of an action unit, such as AU01_r."""
+    return _UNIT.fullmatch(name.strip()) is not None
+
+
+def files_column(role: str, columns: Mapping[str, Column], rows: int = 0) -> str | None:
+    """The column with the names of image or video files, or with the pictures themselves."""
     suffixes = SUFFIXES if role == "image" else video.SUFFIXES
     candidates = [
         name
@@ -224,6 +270,7 @@ def _label(role: str, columns: Mapping[str, Column], rows: int) -> str | None:
         name
         for name, column in columns.items()
         if role_of(name) is None
+        and not is_rater(name)
         and column.numbers is None
         and not _UNIT.fullmatch(name)
         and 2 <= len(column.words) <= min(MOST_LABELS, rows / 2)
@@ -232,9 +279,13 @@ def _label(role: str, columns: Mapping[str, Column], rows: int) -> str | None:
     emotions = [name for name in few if columns[name].share(space.match) >= _MOSTLY]
     few = emotions or few
     if len(few) > 1:
+        hint = ""
+        if share_words([columns[name] for name in few]):
+            quoted = " ".join(map(shlex.quote, few))
+            hint = f"; if each holds the answers of one rater, name them all, --raters {quoted}"
         raise UserError(
             f"the columns {', '.join(map(repr, few))} may all hold the label: name one, "
-            f"--label {few[0]!r}"
+            f"--label {shlex.quote(few[0])}{hint}"
         )
     return few[0] if few else None
 
@@ -269,8 +320,8 @@ def _text(role: str, columns: Mapping[str, Column], rows: int) -> str | None:
 
 
 _GUESSES = {
-    "image": _files,
-    "video": _files,
+    "image": files_column,
+    "video": files_column,
     "split": _split,
     "subject": _subject,
     "label": _label,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,12 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmface import label_spaces
+import numpy as np
+
+from vlmface import facs, label_spaces
+from vlmface.data.tables.cells import texts
+from vlmface.data.tables.files import open_table
+from vlmface.data.tables.options import TableOptions
+from vlmface.data.tables.units import NO_UNIT
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace, normalise
 
 _SEPARATORS = re.compile(r"\s*[;,|]\s*")
 _SEVERAL = 0.2  # share of the cells with several words from which on a face has several labels
+MOST_STEPS = 11  # of a scale
 EMOTION_SPACES = ("emotion7", "emotion8")
 
 
@@ -51,6 +59,11 @@ class LabelChoices:
     ordered: Sequence[str] = ()
     several: bool = False
 
+    @property
+    def any_given(self) -> bool:
+        """Whether the command line says anything about labels."""
+        return bool(self.space or self.words or self.ordered or self.several)
+
 
 def guess_labels(
     words: Mapping[str, int], choices: LabelChoices, where: str, id: str
@@ -76,12 +89,7 @@ def guess_labels(
         label_counts = _pieces(label_counts)
     numeric = [word for word in label_counts if re.fullmatch(r"[-+]?\d+(\.\d+)?", word)]
     if numeric and choices.space is None and not choices.ordered:
-        listed = ", ".join(sorted(numeric)[:8])
-        raise UserError(
-            f"{where}: the labels are numbers ({listed}): say what they mean, --labels 0=anger "
-            "1=disgust ..., or that they are coded as in a data set, --labels "
-            f"{' | '.join(label_spaces.CODINGS)}"
-        )
+        raise _numbers_without_meaning(numeric, where)
     if choices.space is not None:
         space = label_spaces.space(choices.space)
         return LabelGuess(space, choices.space, _count(label_counts, space, where), mapping)
@@ -99,9 +107,35 @@ def guess_labels(
     return LabelGuess(space, definition, _count(label_counts, space, where), mapping)
 
 
+def of_action_units(units: Sequence[int], id: str) -> LabelGuess:
+    """The label space of action units, of which a face has several, where the data have no other
+    labels (the option `au_labels` of tables).
+
+    Args:
+        units: Their numbers.
+        id: Of the label space.
+    """
+    definition = {
+        "id": id,
+        "field": "context",
+        "labels": [NO_UNIT, *map(facs.name, units)],
+        "aliases": {facs.name(unit): [facs.AUS[unit].name] for unit in units},
+        "multi_label": True,
+    }
+    space = label_spaces.from_mapping({"source": id, **definition}, "the action units")
+    return LabelGuess(space, definition, {}, {})
+
+
+def definition_in(guess: LabelGuess, target: Path) -> str | dict[str, Any]:
+    """The label space as a data set's file names it: the path of a YAML file is relative to it."""
+    if isinstance(guess.definition, str) and guess.definition.endswith((".yaml", ".yml")):
+        return os.path.relpath(guess.definition, target.parent)
+    return guess.definition
+
+
 def read_mapping(words: Sequence[str], label_counts: Mapping[str, int]) -> dict[str, str | None]:
-    """{word: label or None} of --labels: pairs such as 0=anger and bored=null, or the name of a
-    data set's coding.
+    """{word: label or None} of --labels: pairs such as 0=anger and bored=null, the name of a data
+    set's coding, or the file of a table with two columns, whose further words are ignored.
 
     Raises:
         UserError: It is neither, or a word does not occur.
@@ -110,17 +144,52 @@ def read_mapping(words: Sequence[str], label_counts: Mapping[str, int]) -> dict[
         codes = label_spaces.CODINGS[words[0]].codes
         return {str(code): label for code, label in codes.items() if str(code) in label_counts}
     mapping: dict[str, str | None] = {}
-    for text in (part for word in words for part in word.split(",")):
+    pairs = [part for word in words for part in word.split(",")]
+    if len(words) == 1 and Path(words[0]).suffix and Path(words[0]).is_file():
+        pairs = [
+            pair for pair in _codebook(Path(words[0])) if _occurs(pair.split("=")[0], label_counts)
+        ]
+    for text in pairs:
         word, equals, label = (part.strip() for part in text.partition("="))
         if not equals or not label:
             raise UserError(
                 f"--labels {text!r} is not WORD=LABEL: write 0=anger 1=disgust ..., or one of the "
                 f"codings {', '.join(label_spaces.CODINGS)}"
             )
-        if normalise(word) not in {normalise(other) for other in label_counts}:
+        if not _occurs(word, label_counts):
             raise UserError(f"--labels maps {word!r}, but the labels are {_listed(label_counts)}")
         mapping[word] = None if label in ("null", "none") else label
     return mapping
+
+
+def _occurs(word: str, label_counts: Mapping[str, int]) -> bool:
+    return normalise(word) in {normalise(other) for other in label_counts}
+
+
+def _numbers_without_meaning(words: Sequence[str], where: str) -> UserError:
+    numbers = sorted(words, key=float)
+    listed = ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+    scale = ""
+    if len(numbers) <= MOST_STEPS and all(float(number).is_integer() for number in numbers):
+        scale = f"; or, if they are steps of a scale, --ordered {' '.join(numbers)}"
+    return UserError(
+        f"{where}: the labels are numbers ({listed}): say what they mean, --labels 0=anger "
+        "1=disgust ... or --labels CODEBOOK.csv, a table of two columns, or that they are coded as "
+        f"in a data set, --labels {' | '.join(label_spaces.CODINGS)}{scale}"
+    )
+
+
+def _codebook(path: Path) -> list[str]:
+    """ "WORD=LABEL" of each row of a table with a column of words or numbers and one of labels."""
+    table = open_table(path, TableOptions())
+    if len(table.columns) != 2:
+        raise UserError(
+            f"--labels {path} has the columns {table.names()}, expected two: the words or numbers, "
+            "and what they mean"
+        )
+    rows = np.arange(len(table))
+    words, meanings = (texts(table, name, rows) for name in table.columns)
+    return [f"{w}={m or 'null'}" for w, m in zip(words, meanings, strict=True) if w is not None]
 
 
 def _apply(words: Mapping[str, int], mapping: Mapping[str, str | None]) -> dict[str, int]:

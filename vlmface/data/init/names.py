@@ -36,6 +36,13 @@ _NAMES = {
 }
 
 
+_RATERS = """rater coder annotator judge labeler labeller observer evaluator assessor beurteiler
+    bewerter rateur annotateur codeur évaluateur juge codificador anotador evaluador juez avaliador
+    valutatore annotatore codificatore beoordelaar sędzia эксперт разметчик кодировщик 标注者 评分者
+    评价者 評価者 評定者 평가자"""
+_OF_RATERS = ("", "s", "id", "name", "nr", "no", "number", "code")  # as in rater_id
+
+
 def plain(name: str) -> str:
     """A name without letter case, accents, and anything but letters and digits."""
     text = unicodedata.normalize("NFKD", name).casefold()
@@ -43,12 +50,18 @@ def plain(name: str) -> str:
 
 
 _ROLE_OF = {plain(name): role for role, names in _NAMES.items() for name in names.split()}
+_RATER_NAMES = {plain(name) + ending for name in _RATERS.split() for ending in _OF_RATERS}
 _PLACE = {plain(name): i for names in _NAMES.values() for i, name in enumerate(names.split())}
 
 
 def role_of(name: str) -> str | None:
     """What a column of that name holds, one of `schema.COLUMN_ROLES`; None if it is not known."""
     return _ROLE_OF.get(plain(name))
+
+
+def is_rater(name: str) -> bool:
+    """Whether a column of that name holds who rated, or what somebody who rates has answered."""
+    return plain(name) in _RATER_NAMES
 
 
 def place_of(name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -21,7 +21,6 @@ class FileContent:
         splits: None for the splits of the data set itself.
         label_space: A name, a file, or a definition.
         prompt: What recipes train with.
-        unknown_people: Whether it is not known who is in a picture.
     """
 
     source: str
@@ -31,7 +30,6 @@ class FileContent:
     splits: Mapping[str, Any] | None
     label_space: str | Mapping[str, Any]
     prompt: str = "label"
-    unknown_people: bool = field(default=False)
 
     def to_yaml(self) -> str:
         """The text of the file."""
@@ -55,14 +53,19 @@ class FileContent:
         return "\n".join(lines) + "\n"
 
     def _about_splits(self) -> list[str]:
-        if self.unknown_people:
+        by = (self.splits or {}).get("by")
+        if by is None:
+            return []
+        if by == "subject":
             return [
-                "# It is not known who is in a picture, so pictures are split, and somebody may be",
-                "# in two splits, which makes test scores too high. If a column names the person,",
-                "# add it to columns (subject: NAME) and set by: subject.",
+                "# Each person is in one split. The same seed gives the same splits on every "
+                "machine."
             ]
+        each = "frames of one video are in one split" if by == "video" else "pictures are split"
         return [
-            "# Each person is in one split. The same seed gives the same splits on every machine."
+            f"# It is not known who is in a picture, so {each}, and somebody may be",
+            "# in two splits, which makes test scores too high. If a column names the person,",
+            "# add it to columns (subject: NAME) and set by: subject.",
         ]
 
     def _labels(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,12 +15,14 @@ import numpy as np
 
 from vlmface.data.records import short_repr
 from vlmface.data.tables.table import Part, Table
-from vlmface.data.text_files import split_header
+from vlmface.data.tables.titles import TITLES, num_title_rows, warn_of_titles
+from vlmface.data.text_files import DELIMITERS, split_header
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_TOP = 1 << 16  # characters in which the header is looked for
 _BLOCK = 1 << 16  # rows that are Python objects at once
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
 _BLANK_LINE = re.compile(r"(?:\r\n|\n|\r)[ \t]*(?:\r\n|\n|\r)")
@@ -88,25 +90,40 @@ def distinct_names(header: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _form(path: Path, text: str, has_header: bool, usual: str) -> _Form:
-    line = re.search(r"\S[^\r\n]*", text)
-    first = line[0] if line else ""
+    lines = [line for line in re.split(r"[\r\n]+", text[:_TOP])[:TITLES] if line.strip()]
+    first = lines[0].lstrip() if lines else ""
     mark = re.fullmatch(r'"?sep=(.)"?', first.strip(), re.IGNORECASE)  # as Excel writes it
-    delimiter = mark[1] if mark else split_header(first, usual)[1]
+    titles = 0 if mark or not has_header else _num_titles(lines, usual)
+    header_line = lines[titles] if lines else ""
+    delimiter = mark[1] if mark else split_header(header_line.lstrip(" "), usual)[1]
     reader = _reader(text, delimiter)
-    skip, top = 0, None
+    skip, top, above = 0, None, titles
     try:
         for row in reader:
             if mark and row and skip == 0:
                 skip = reader.line_num
-            elif row:
+            elif row and any(cell.strip() for cell in row):
                 top = row
-                break
+                if above == 0:
+                    break
+                above -= 1
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    if titles:
+        warn_of_titles(path, titles, reader.line_num, "line")
     names = [name.strip() for name in top or []]
     if has_header:
         return _Form(names, delimiter, reader.line_num, True)
     return _Form([str(number) for number in range(1, len(names) + 1)], delimiter, skip, False)
+
+
+def _num_titles(lines: Sequence[str], usual: str) -> int:
+    """How many of the first lines come before the header. A title may lack the delimiter."""
+    if not lines or any('"' in line for line in lines):
+        return 0
+    delimiter = split_header(lines[0], usual)[1]
+    marks = (delimiter,) if delimiter in lines[0] else DELIMITERS
+    return max(num_title_rows([line.split(mark) for line in lines]) for mark in marks)
 
 
 def _reader(text: str, delimiter: str) -> Any:

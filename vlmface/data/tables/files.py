@@ -16,6 +16,7 @@ from vlmface.data.records import LINES, records
 from vlmface.data.tables.csv_files import distinct_names, read_csv_table
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.table import Part, Table
+from vlmface.data.tables.titles import TITLES, num_title_rows, warn_of_titles
 from vlmface.data.text_files import read_text
 from vlmface.errors import UserError
 
@@ -135,6 +136,30 @@ def _read_workbook(path: Path, options: TableOptions) -> Table:
             f"{path}: to read workbooks, pip install 'vlmface[xlsx]' ({error}), or save the sheet "
             "as csv"
         ) from error
+    sheets = _sheets(path, openpyxl)
+    if options.sheet is not None and options.sheet not in sheets:
+        raise UserError(f"sheet={options.sheet!r}: {path} has {', '.join(sheets)}")
+    filled = {name: rows for name, rows in sheets.items() if any(map(any, rows))}
+    if options.sheet is None and len(filled) != 1:
+        raise SeveralSheetsError(path, list(filled))
+    return _sheet(path, filled.get(options.sheet or next(iter(filled)), []))
+
+
+class SeveralSheetsError(UserError):
+    """A workbook has several sheets with data, or none.
+
+    Attributes:
+        sheets: Their names.
+    """
+
+    def __init__(self, path: Path, sheets: list[str]) -> None:
+        self.sheets = sheets
+        listed = ", ".join(map(repr, sheets)) or "none"
+        super().__init__(f"{path} has {len(sheets)} sheets with data: name one, sheet= ({listed})")
+
+
+def _sheets(path: Path, openpyxl: Any) -> dict[str, list[tuple[Any, ...]]]:
+    """{name: rows} of the sheets of a workbook."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
@@ -147,21 +172,18 @@ def _read_workbook(path: Path, options: TableOptions) -> Table:
         raise
     except Exception as error:  # openpyxl raises many unrelated kinds for a damaged file
         raise UserError(f"{path} is not a workbook that can be read: {error}") from error
-    filled = {name: rows for name, rows in sheets.items() if any(map(any, rows))}
-    if options.sheet is None and len(filled) != 1:
-        raise UserError(f"{path} has {len(filled)} sheets with data: name one, sheet={[*sheets]!r}")
-    if options.sheet is not None and options.sheet not in sheets:
-        raise UserError(f"sheet={options.sheet!r}: {path} has {', '.join(sheets)}")
-    return _sheet(path, filled.get(options.sheet or next(iter(filled)), []))
+    return sheets
 
 
 def _sheet(path: Path, cells: Iterable[tuple[Any, ...]]) -> Table:
     numbered = [(i, row) for i, row in enumerate(cells, 1) if any(x is not None for x in row)]
     if not numbered:
         raise UserError(f"{path}: the sheet is empty")
-    header = ["" if name is None else str(name).strip() for name in numbered[0][1]]
+    if titles := num_title_rows([row for _, row in numbered[:TITLES]]):
+        warn_of_titles(path, titles, numbered[titles][0], "row")
+    header = ["" if name is None else str(name).strip() for name in numbered[titles][1]]
     names, repeated = distinct_names(header)
-    rows = numbered[1:]
+    rows = numbered[titles + 1 :]
     columns = {
         name: [row[i] if i < len(row) else None for _, row in rows]
         for i, name in enumerate(names)

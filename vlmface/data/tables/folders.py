@@ -9,8 +9,10 @@ from typing import Any
 
 from vlmface.data.records import LINES
 from vlmface.data.rows import Rows
+from vlmface.data.tables.file_index import is_system_file
 from vlmface.data.tables.files import arrow_table, ending, open_table
 from vlmface.data.tables.labels import LabelWords
+from vlmface.data.tables.name_pattern import NamePattern, fields_of_names
 from vlmface.data.tables.options import SPLITS, TableOptions
 from vlmface.data.tables.splits import SPLIT_WORDS, check_only_split, split_of_name
 from vlmface.data.tables.table import Table
@@ -145,7 +147,10 @@ def read_label_folders(root: Path, split: str, options: TableOptions) -> Rows:
     Raises:
         UserError: a folder is not named by a label, or there are no pictures.
     """
-    skipped: dict[str, list[str]] = {"not in a label folder": [], "not a picture": []}
+    skipped: dict[str, list[str]] = {
+        reason: []
+        for reason in ("not in a label folder", "not a picture", "a folder without pictures")
+    }
     top = root
     if parts := split_folders(root):
         top = _folder_of_split(root, parts, split)
@@ -153,32 +158,59 @@ def read_label_folders(root: Path, split: str, options: TableOptions) -> Rows:
         skipped["not in a label folder"] += others
     else:
         check_only_split(root, split, options.file_split, "folders train and test")
-    words = LabelWords(options)
-    paths: list[Path] = []
-    labels: list[str | None] = []
-    for child in sorted(top.iterdir()):
-        if not child.is_dir() or child.name.startswith("."):
-            skipped["not in a label folder"].append(str(child.relative_to(root)))
-            continue
-        label = words.of_folder(child)
-        files = sorted(path for path in child.rglob("*") if not path.is_dir())
-        for path in files:
-            if path.name.lower().endswith(SUFFIXES):
-                paths.append(path)
-                labels.append(label)
-            else:
-                skipped["not a picture"].append(path.relative_to(root).as_posix())
+    paths, labels = _labelled_pictures(root, top, options, skipped)
     if not paths:
         raise UserError(
             f"{top} holds no pictures in folders that are named by their label; for a "
             "table, give the file itself"
         )
+    relative = [path.relative_to(root).as_posix() for path in paths]
     columns: dict[str, Any] = {
-        "id": [f"table-{path.relative_to(root).as_posix()}" for path in paths],
+        "id": [f"table-{path}" for path in relative],
         "image": [str(path) for path in paths],
-        options.label_field: words.column(labels),
     }
+    if labels is not None:
+        columns[options.label_field] = LabelWords(options).column(labels)
+    if options.name_pattern is not None:
+        columns |= fields_of_names(relative, options)
     return Rows(columns, {reason: names for reason, names in skipped.items() if names})
+
+
+def _labelled_pictures(
+    root: Path, top: Path, options: TableOptions, skipped: dict[str, list[str]]
+) -> tuple[list[Path], list[str | None] | None]:
+    """(the pictures, the label of the folder of each); no labels where the names of the files hold
+    them. Files that are not read are added to `skipped`."""
+    if options.name_pattern is not None and "label" in NamePattern(options.name_pattern).fields:
+        return _pictures_below(top, root, skipped), None
+    words = LabelWords(options)
+    paths: list[Path] = []
+    labels: list[str | None] = []
+    for child in sorted(top.iterdir()):
+        if not child.is_dir() or is_system_file(child.name):
+            skipped["not in a label folder"].append(str(child.relative_to(root)))
+            continue
+        pictures = _pictures_below(child, root, skipped)
+        if not pictures:
+            skipped["a folder without pictures"].append(str(child.relative_to(root)))
+            continue
+        paths += pictures
+        labels += [words.of_folder(child)] * len(pictures)
+    return paths, labels
+
+
+def _pictures_below(folder: Path, root: Path, skipped: dict[str, list[str]]) -> list[Path]:
+    """The pictures in a folder and those below it; other files are added to `skipped`."""
+    pictures = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        hidden = any(is_system_file(part) for part in path.relative_to(folder).parts)
+        if path.name.lower().endswith(SUFFIXES) and not hidden:
+            pictures.append(path)
+        else:
+            skipped["not a picture"].append(path.relative_to(root).as_posix())
+    return pictures
 
 
 def _folder_of_split(root: Path, parts: Sequence[Path], split: str) -> Path:

@@ -14,8 +14,9 @@ import numpy as np
 from vlmface.data import video
 from vlmface.data.records import folder_of_images
 from vlmface.data.tables import clips, single_frames
-from vlmface.data.tables.cells import as_label, convert
+from vlmface.data.tables.cells import BadCellError, as_label, convert
 from vlmface.data.tables.columns import Source
+from vlmface.data.tables.file_index import FileIndex, missing_path
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.paths import is_plain, path_in
 from vlmface.data.tables.table import Table
@@ -35,6 +36,7 @@ class Media:
         values: n pictures: paths or bytes, or lists of paths.
         names: what each is called in the table, for ids.
         aligned: whether they are faces that a tool cut out, which boxes do not fit.
+        videos: the name of each row's video or folder of frames, where rows are single frames.
     """
 
     rows: np.ndarray
@@ -42,6 +44,7 @@ class Media:
     values: Sequence[Any]
     names: Sequence[str]
     aligned: bool = False
+    videos: Sequence[str] | None = None
 
     def ids(self, several_faces: bool) -> list[str]:
         """An id for each. Pictures inside the table that were all stored under one name are told
@@ -83,11 +86,16 @@ def read_media(
             *clips.listed_frames(table, str(source["frames"]), rows, folder, options, skipped)
         )
     if "image" in source and not _names_videos(table, source, rows):
-        return _pictures(table, str(source["image"]), rows, folder, skipped)
+        column = str(source["image"])
+        if options.find_images != "path":
+            return _pictures_by_name(table, column, rows, folder, options, skipped)
+        return _pictures(table, column, rows, folder, skipped)
     videos = _videos(table, source, rows, folder, skipped)
     if "frame" in source:
         frames = single_frames.read(table, source, videos, options, skipped)
-        return Media(frames.rows, "image", frames.paths, frames.names, frames.aligned)
+        return Media(
+            frames.rows, "image", frames.paths, frames.names, frames.aligned, frames.videos
+        )
     if "video" in source:
         return Media(*clips.video_clips(table, source, videos, options, skipped))
     return _pictures_of_files(table, rows, folder)
@@ -131,6 +139,34 @@ def _pictures(table: Table, column: str, rows: np.ndarray, folder: Path, skipped
         for (name, _), row in zip(pictures, rows_with_image.tolist(), strict=True)
     ]
     return Media(rows_with_image, "image", [picture for _, picture in pictures], names)
+
+
+def _pictures_by_name(
+    table: Table,
+    column: str,
+    rows: np.ndarray,
+    folder: Path,
+    options: TableOptions,
+    skipped: Skipped,
+) -> Media:
+    """`_pictures` of the option `find_images`."""
+    index = FileIndex(folder, stems=options.find_images == "stem")
+    cell_of: dict[str, str] = {}
+
+    def picture(value: Any) -> tuple[str, str] | None:
+        name = as_label(value)
+        if name is None:
+            return None
+        path = index.find(name) or missing_path(folder, name)
+        if (other := cell_of.setdefault(path, name)) != name:
+            raise BadCellError(f"another picture than {other!r}, which {path} is for")
+        return os.path.relpath(path, folder), path
+
+    cells = convert(table, column, rows, picture)
+    rows_with_image, pictures = _without_empty(table, rows, cells, skipped, "no image")
+    return Media(
+        rows_with_image, "image", [path for _, path in pictures], [name for name, _ in pictures]
+    )
 
 
 def _without_empty(

@@ -23,6 +23,7 @@ CHOICES = {
     "box_outside": ("keep", "clip", "error"),
     "decimal": (".", ","),
     "file_split": SPLITS,
+    "find_images": ("path", "name", "stem"),
     "label_field": ("emotion", "context"),
     "rationale_source": tuple(s for s in RATIONALE_SOURCES if s != "none"),
     "time_unit": ("seconds", "frames"),
@@ -58,8 +59,18 @@ class TableOptions:
             default emotions are the eight of FaceSample, and words of "context" are not checked.
         votes: columns of votes, probabilities or 0 and 1, one for each word: a pattern of names, a
             list, or {word: column}. They become `label_votes`, and the label is the word with most
-            votes, if no column holds the label; a tie has no label.
+            votes, if no column holds the label; a tie has no label. In a label space with
+            multi_label they mark all labels of a face, with 1 or a probability of at least 0.5.
+        raters: columns with the labels that one rater each gave: a pattern of names or a list. They
+            are counted as `votes`.
+        votes_in_rows: whether each row is one person's rating of its picture. The rows of a picture
+            become one, their labels votes, their numbers means.
         images: the folder that relative paths start from (default: the file's).
+        find_images: how a cell names its picture: "path", "name" (a picture of that name in
+            `images` or below it, whatever folders the cell has, as in paths of another computer) or
+            "stem" (the same without the ending, as in ids; 7 also finds 007.png).
+        name_pattern: what the names of pictures say, as in "{subject}_{label}_*", where * stands
+            for anything: the person, the label of `label_field`, or both.
         num_frames: frames of a clip.
         time_unit: "seconds" or "frames": the unit of start and end.
         first_frame: the number of a video's first frame in the columns frame, start and end (0 by
@@ -77,6 +88,8 @@ class TableOptions:
         au_intensities: columns of intensities next to those of presence in `aus`, in the same
             forms.
         au_missing: codes for "not annotated", such as 9 or [9, 999, -1].
+        au_labels: whether the action units that are present are also the words of `context`: AU1,
+            AU12, ..., or "no action unit".
         where: rows to keep, such as "confidence > 0.8 and label not in ('none', 'other')"; see
             `vlmface.data.tables.where`.
         split_column: the column that holds train, validation or test.
@@ -99,7 +112,11 @@ class TableOptions:
     label_field: str = "emotion"
     label_space: str | LabelSpace | None = None
     votes: str | Sequence[str] | Mapping[Any, Column] | None = None
+    raters: str | Sequence[str] | None = None
+    votes_in_rows: bool = False
     images: str | None = None
+    find_images: str = "path"
+    name_pattern: str | None = None
     num_frames: Count = 16
     time_unit: str = "seconds"
     first_frame: Natural | None = None
@@ -111,6 +128,7 @@ class TableOptions:
     au_threshold: float | None = None
     au_intensities: str | Sequence[str] | Mapping[Any, Column | Sequence[Column]] | None = None
     au_missing: float | str | Sequence[float | str] = ()
+    au_labels: bool = False
     where: str | None = None
     split_column: Column | None = None
     splits: Mapping[Any, str] | None = None
@@ -145,4 +163,9 @@ class TableOptions:
             raise UserError(
                 "au_intensities= is for columns next to those of presence: set aus= to the columns "
                 "of presence, or leave au_intensities out"
+            )
+        if self.au_labels and self.label_field != "context":
+            raise UserError(
+                "au_labels makes words of the field context: set label_field='context', or name "
+                "the action units as labels of a label space with field: context"
             )

@@ -44,13 +44,14 @@ class Videos:
 
 @dataclass(frozen=True)
 class Frames:
-    """The frame of each row: its number in the table (n), the picture's path, a name for ids, and
-    whether the pictures are faces that OpenFace cut out."""
+    """The frame of each row: its number in the table (n), the picture's path, a name for ids,
+    whether the pictures are faces that OpenFace cut out, and the video's name."""
 
     rows: np.ndarray
     paths: Sequence[str]
     names: Sequence[str]
     aligned: bool
+    videos: Sequence[str]
 
 
 def find_video(path: str) -> Path | None:
@@ -113,7 +114,11 @@ def read(
     keep = sorted(pictures)
     names = [f"{videos.names[i]}/{int(frames[i]):06d}" for i in keep]
     return Frames(
-        videos.rows[np.array(keep, np.int64)], [pictures[i] for i in keep], names, aligned
+        videos.rows[np.array(keep, np.int64)],
+        [pictures[i] for i in keep],
+        names,
+        aligned,
+        [videos.names[i] for i in keep],
     )
 
 

@@ -51,7 +51,8 @@ LOST = {
 def with_usual_options(options: TableOptions, table: Table) -> TableOptions:
     """The options with those that are usual for their tool, where they are not given.
 
-    A usual column that the table lacks is left out. Of OF_UNITS all are usual or none.
+    A usual column that the table lacks is left out. Of OF_UNITS all are usual or none. Where a
+    column is named as the label, the tool's votes for emotions are not read.
     """
     if options.tool is None:
         return options
@@ -61,6 +62,8 @@ def with_usual_options(options: TableOptions, table: Table) -> TableOptions:
         if all(table.find(name) for name in ([column] if isinstance(column, str) else column))
     }
     changes = dict(USUAL[options.tool])
+    if (options.columns or {}).get(options.label_field):
+        changes.pop("votes", None)
     if any(option in changes for option in OF_UNITS if getattr(options, option) != DEFAULT[option]):
         changes = {o: value for o, value in changes.items() if o not in OF_UNITS}
     changes = {

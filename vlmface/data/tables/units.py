@@ -34,6 +34,7 @@ EXPECTED = {
 }
 TOP = {"presence": 1, "intensity": 5, "probability": 1}
 Units = Mapping[int, list[str]]  # AU number -> its columns: one, or its left and right side
+NO_UNIT = "no action unit"  # the label of a face whose action units are all absent
 
 
 def read_units(table: Table, rows: np.ndarray, options: TableOptions, clip: bool = False) -> Any:
@@ -65,6 +66,20 @@ def read_units(table: Table, rows: np.ndarray, options: TableOptions, clip: bool
     columns = au_columns(table, options.au_intensities, "au_intensities")
     grades = _values(table, rows, columns, "intensity", options, clip)
     return _joined(values, grades, options.au_threshold or AU_VALUES["intensity"])
+
+
+def unit_labels(aus: Any) -> list[list[str] | None]:
+    """The action units that are present as labels, AU1, AU12, ..., or NO_UNIT; None for a row
+    without annotation.
+
+    Args:
+        aus: the column `aus` of `read_units`.
+    """
+    labels: list[list[str] | None] = []
+    for units in aus.to_pylist():
+        present = [facs.name(unit["au"]) for unit in units or () if unit["present"]]
+        labels.append(None if not units else present or [NO_UNIT])
+    return labels
 
 
 def _joined(

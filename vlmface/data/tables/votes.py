@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import warnings
@@ -15,6 +16,7 @@ from vlmface.data.tables.cells import BadCellError, as_label, cell_error, conver
 from vlmface.data.tables.columns import Source, matching_columns
 from vlmface.data.tables.labels import LabelWords
 from vlmface.data.tables.options import TableOptions
+from vlmface.data.tables.ratings import rater_votes
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
 from vlmface.label_spaces import EMOTIONS
@@ -38,8 +40,16 @@ def read_votes(
             f"votes= and the column {source['label_votes']!r} both hold votes: leave one out, "
             "columns={'label_votes': None}"
         )
-    if options.votes is not None:
+    if options.raters is not None and (options.votes is not None or "label_votes" in source):
+        raise UserError("raters= and other votes cannot be combined: leave one out")
+    if options.raters is not None:
+        words, votes = rater_votes(table, rows, options)
+        options = dataclasses.replace(options, labels=None)  # these are labels already
+    elif options.votes is not None:
         words, votes = _from_columns(table, rows, options)
+        space = options.space_of_labels
+        if space is not None and space.multi_label:
+            return {options.label_field: _marked(words, votes, LabelWords(options))}
     elif "label_votes" in source:
         words, votes = _from_cells(table, str(source["label_votes"]), rows)
     else:
@@ -49,6 +59,25 @@ def read_votes(
         labels = LabelWords(options)
         fields[options.label_field] = labels.column(majority(words, votes, labels, str(table.path)))
     return fields
+
+
+def _marked(words: list[str], marks: np.ndarray, labels: LabelWords) -> list[list[str] | None]:
+    """All labels of each row, where a face may have several: those marked with 1, True or a
+    probability of at least 0.5.
+
+    Raises:
+        UserError: There are larger numbers, or a column's name is not a label.
+    """
+    if np.nanmax(marks, initial=0) > 1:
+        raise UserError(
+            f"votes={words!r}: a face may have several labels, which columns of 0 and 1 or of "
+            "probabilities mark, but there are larger numbers"
+        )
+    names = [labels.label(word, "a column of labels") for word in words]
+    return [
+        [name for name, mark in zip(names, row, strict=True) if name and mark >= 0.5] or None
+        for row in marks.tolist()
+    ]
 
 
 def _from_columns(

@@ -53,12 +53,17 @@ class HeldOutSet:
         data = ImageDataset(rows, classifier.clip, cache_gib)
         return cls(classifier, targets, batch_size, data=data)
 
-    @torch.no_grad()
     def shares(self) -> torch.Tensor:
         """Probabilities (n, labels). The classifier is left training if it was."""
+        return self.answers()[0]
+
+    @torch.no_grad()
+    def answers(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(probabilities (n, labels); valence and arousal (n, 2), or None). The classifier is left
+        training if it was."""
         classifier, training = self.classifier, self.classifier.training
         classifier.eval()
-        image_features, probabilities = [], []
+        image_features, probabilities, affects = [], [], []
         for start in range(0, len(self.targets), self.batch_size):
             part = slice(start, min(start + self.batch_size, len(self.targets)))
             if self.features is not None:
@@ -68,13 +73,15 @@ class HeldOutSet:
                 squares = collate([self.data[i] for i in range(part.start, part.stop)])["squares"]
                 features = classifier.image_features(squares)
             image_features.append(features)
-            probabilities.append(classifier.answer(features=features)[0])
+            shares, affect = classifier.answer(features=features)
+            probabilities.append(shares)
+            affects += [] if affect is None else [affect]
             if classifier.shape.image_tower != "frozen":
                 image_features.clear()
         if image_features and self.features is None:
             self.features = torch.cat(image_features).cpu()
         classifier.train(training)
-        return torch.cat(probabilities)
+        return torch.cat(probabilities), torch.cat(affects) if affects else None
 
     def uar(self) -> float:
         """Mean recall over the labels that occur (0..1); where a row may have several labels, the

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from vlmface import label_texts
+from vlmface import label_spaces, label_texts
 from vlmface.clip.classifier import ClassifierConfig
 from vlmface.data import crops
 from vlmface.errors import UserError
-from vlmface.train import checks
+from vlmface.train import checks, validation
 from vlmface.train.settings import (
     BalanceSettings,
     DatasetSettings,
     EvaluationSettings,
     OptimizerSettings,
     RunSettings,
+    SelectionSettings,
     VoteSettings,
 )
 from vlmface.utils.ranges import (
@@ -124,15 +125,15 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
+class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings, SelectionSettings):
     """One run of recipes/clip_finetune.py.
 
     Args:
-        prompt: the texts of the labels: name in prompts/clip/, or a YAML file
+        prompt: the texts of the labels: name in prompts/clip/, a YAML file, or label
+        label_space: what the texts are about; prompt: label writes them for it; null: their own
         views: views of each image, such as [{size: 224, view: face}]; null: the image
         num_frames: of a video, for each view; 1: the middle one
-        validation_share: share of the people to hold out, to select weights on
-        validation_split: or a split of the data set for that; null: none
+        eval_steps: steps between two measurements of validation loss and metrics; null: none
         image_tower: how the image tower is trained
         text_tower: how the text tower is trained; prompts: as CoOp
         head: text: cosine with the labels' texts; linear: a layer that starts from them
@@ -149,10 +150,10 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
     """
 
     prompt: str
+    label_space: str | None = None
     views: list[dict[str, Any]] | None = None
     num_frames: Count = 1
-    validation_share: Annotated[float, Range(min=0, below=0.9)] = 0.0
-    validation_split: str | None = None
+    eval_steps: Count | None = None
     image_tower: Literal["frozen", "lora", "adapters", "full"] = "frozen"
     text_tower: Literal["frozen", "lora", "full", "prompts"] = "frozen"
     head: Literal["text", "linear"] = "text"
@@ -167,6 +168,18 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
     wise_ft_alpha: Share | Literal["auto"] = 1.0
     checkpoint_selection: Literal["last", "best"] = "last"
 
+    @classmethod
+    def implied(cls, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the YAML file of a data set: its label space, with texts that are written for it."""
+        values = super().implied(stored, overrides)
+        return values | ({"prompt": label_texts.GENERATED} if "prompt" in values else {})
+
+    @property
+    def texts(self) -> label_texts.LabelTexts:
+        """The texts of the labels. Raises UserError."""
+        named = self.label_space
+        return label_texts.load(self.prompt, None if named is None else label_spaces.space(named))
+
     @property
     def policies(self) -> tuple[str, str]:
         return self.image_tower, self.text_tower
@@ -177,6 +190,12 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
         return max(1, len(crops.parse_views(self.views)))
 
     @property
+    def uses_validation_rows(self) -> bool:
+        """Whether anything is measured or chosen on validation rows."""
+        chooses = self.checkpoint_selection == "best" or self.wise_ft_alpha == "auto"
+        return super().uses_validation_rows or chooses
+
+    @property
     def trained_parts(self) -> set[str]:
         trains = {
             "image_tower": self.image_tower != "frozen",
@@ -185,7 +204,7 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
             "temporal": self.temporal == "transformer",
             "fusion": self.num_views > 1,
             # The thresholds of several labels count as a head.
-            "head": self.head == "linear" or label_texts.load(self.prompt).multi_label,
+            "head": self.head == "linear" or self.texts.multi_label,
             "affect": self.affect != "none",
         }
         return {part for part, does in trains.items() if does}
@@ -210,26 +229,13 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
     def check(self) -> None:
         """Refuse what cannot be trained. Raises UserError."""
         super().check()
-        if self.validation_split in (self.dataset_split, "test"):
+        validation.check(self)
+        if self.checkpoint_selection == "best" and self.metric_for_best_model is not None:
             raise UserError(
-                f"validation_split is {self.validation_split}, but selection on test or "
-                "training rows is biased: name a validation split, or set validation_share"
+                "checkpoint_selection is best, which keeps the best epoch, and "
+                f"metric_for_best_model is {self.metric_for_best_model}, which keeps the best "
+                "evaluation: set one of them"
             )
-        if self.validation_split and self.validation_share:
-            raise UserError(
-                f"validation_split is {self.validation_split} and validation_share "
-                f"{self.validation_share}: set one of them"
-            )
-        validated = self.validation_share or self.validation_split
-        for name, chooses in (
-            ("wise_ft_alpha", self.wise_ft_alpha),
-            ("checkpoint_selection", self.checkpoint_selection),
-        ):
-            if chooses in ("auto", "best") and not validated:
-                raise UserError(
-                    f"{name} is {chooses}, which is chosen on held-out people: set "
-                    "validation_share, 0.1 say, or validation_split"
-                )
         if self.num_frames > 1 and self.temporal == "none":
             raise UserError(
                 f"num_frames is {self.num_frames}, but temporal is none: say how frames become one "
@@ -254,7 +260,7 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
             yield Unused("class_specific", f"text_tower is {self.text_tower}", ("text_tower",))
         if self.num_frames == 1:
             yield Unused("temporal", "num_frames is 1", ("num_frames",))
-        texts = label_texts.load(self.prompt)
+        texts = self.texts
         if not any(texts.negative.values()):
             why = f"prompt {texts.id} has no negative texts"
             yield Unused("negative_weight", why, ("prompt",))
@@ -266,13 +272,7 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
             why = "with soft_labels a picture has no one true label"
             yield Unused("margins", why, ("soft_labels",))
         yield from self.unused_balance()
-        if self.checkpoint_selection == "last" and self.wise_ft_alpha != "auto":
-            why = (
-                "checkpoint_selection is last and wise_ft_alpha is a number, so nothing is chosen "
-                "on held-out rows"
-            )
-            yield Unused("validation_share", why, ("checkpoint_selection", "wise_ft_alpha"))
-            yield Unused("validation_split", why, ("checkpoint_selection", "wise_ft_alpha"))
+        yield from self.unused_selection()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from vlmface.train.clip import augment, losses
 from vlmface.train.clip.dataset import ImageDataset, collate, select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet, KeepBest
 from vlmface.train.clip.settings import Settings, Training
+from vlmface.train.clip.validation import ClipValidation, Score, Scorer
 from vlmface.train.trainer import (
     JsonlLogger,
     ProgressBarWithLoss,
@@ -28,6 +29,7 @@ from vlmface.train.trainer import (
     num_weights,
     trainable_sha,
 )
+from vlmface.train.validation import selection_of
 from vlmface.utils import distributed
 from vlmface.utils.distributed import rank, world_size
 
@@ -193,6 +195,7 @@ def train(
     rows: datasets.Dataset,
     settings: Settings,
     held_out: datasets.Dataset | None = None,
+    scorer: Scorer | None = None,
 ) -> dict[str, Any]:
     """Train a classifier in place on the rows that have a label.
 
@@ -204,8 +207,10 @@ def train(
         classifier: to train.
         rows: their `images`, or their `image`, are the input.
         settings: of the run.
-        held_out: rows to select an epoch on if `settings.checkpoint_selection` is best: the weights
-            of the best epoch are kept.
+        held_out: validation rows, to measure on every `settings.eval_steps`, and to select an epoch
+            on if `settings.checkpoint_selection` is best: the weights of the best epoch are kept.
+        scorer: of validation rows a function of predictions about them: {metric: value}, which are
+            measured in addition to the loss.
 
     Returns:
         What `sft.train` returns, with "labels": {label: rows} and, if an epoch was selected,
@@ -214,6 +219,8 @@ def train(
     Raises:
         UserError: no row has a label, or `held_out` is missing.
     """
+    if settings.uses_validation_rows and held_out is None:
+        raise UserError("there are no held-out rows to measure or to choose an epoch on")
     rows, targets, affects, skipped = select_labelled(rows, classifier.texts, settings.soft_labels)
     data: Any = ImageDataset(rows, classifier.clip, settings.cache_gib)
     model = ClassifierWithLoss(classifier, targets, affects, settings)
@@ -222,25 +229,39 @@ def train(
         data = RowNumbers(len(data))
     if settings.gradient_checkpointing:
         classifier.model.set_grad_checkpointing()
-    validation = None
-    if settings.checkpoint_selection == "best":
-        if held_out is None:
-            raise UserError(
-                "checkpoint_selection is best, but there are no held-out rows to choose an epoch on"
-            )
+    measured = epochs = None
+    if settings.eval_steps is not None or settings.checkpoint_selection == "best":
+        assert held_out is not None
+        labelled, _, _, _ = select_labelled(held_out, classifier.texts)
         validation = HeldOutSet.from_rows(
-            classifier, held_out, settings.eval_batch_size, settings.cache_gib
+            classifier, labelled, settings.eval_batch_size, settings.cache_gib
         )
+        epochs = validation if settings.checkpoint_selection == "best" else None
+        measured = validation_of(settings, validation, scorer and scorer(labelled))
     labels = classifier.texts.space.labels
-    return train_on(model, data, settings, validation) | {
+    return train_on(model, data, settings, epochs, measured) | {
         "n": len(rows),
         "skipped": skipped,
         "labels": {label: round(n, 3) for label, n in zip(labels, model.counts, strict=True)},
     }
 
 
+def validation_of(
+    settings: Settings, held_out: HeldOutSet, score: Score | None
+) -> ClipValidation | None:
+    """What is measured every `settings.eval_steps` on held-out rows; None for nothing."""
+    if settings.eval_steps is None:
+        return None
+    steps, selection = settings.validation_steps, selection_of(settings)
+    return ClipValidation(steps, selection=selection, held_out=held_out, score=score)
+
+
 def train_on(
-    model: ClassifierWithLoss, data: Any, settings: Settings, held_out: HeldOutSet | None
+    model: ClassifierWithLoss,
+    data: Any,
+    settings: Settings,
+    held_out: HeldOutSet | None,
+    validation: ClipValidation | None = None,
 ) -> dict[str, Any]:
     """`fit`, and, if there are held-out rows, the weights of the epoch that is best on them."""
     keep_best = None if held_out is None else KeepBest(Path(settings.output_dir), held_out)
@@ -253,6 +274,7 @@ def train_on(
         rows=len(data),
         in_memory=model.features is not None,
         callbacks=[keep_best] if keep_best else [],
+        validation=validation,
     )
     if keep_best:
         distributed.wait_for_everyone()  # the best weights are on the disk
@@ -271,6 +293,7 @@ def fit(
     rows: int,
     in_memory: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    validation: ClipValidation | None = None,
 ) -> dict[str, Any]:
     """Train a module that returns {"loss"} for batches of `data`; see `train`."""
     run_dir = Path(settings.output_dir)
@@ -307,18 +330,21 @@ def fit(
             callbacks=[JsonlLogger(run_dir / "log.jsonl"), *callbacks],
             settings=settings,
         )
+        trainer.validation = validation
         trainer.train_to_end(run_dir)
     lines = read_log(run_dir)
+    losses_of_steps = [line["loss"] for line in lines if "loss" in line]
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
     return {
         "steps": trainer.state.global_step,
-        "loss_first": lines[0]["loss"] if lines else None,
-        "loss_last": lines[-1]["loss"] if lines else None,
+        "loss_first": losses_of_steps[0] if lines else None,
+        "loss_last": losses_of_steps[-1] if lines else None,
         "wall_s": seconds,
-        "samples_per_s": rows * settings.epochs / seconds if seconds else None,
+        "samples_per_s": rows * trainer.state.epoch / seconds if seconds else None,
         "trainable": sum(num_weights(p) for p in model.parameters() if p.requires_grad),
         "trainable_sha": trainer.trainable_sha,
         "parameters": sum(num_weights(p) for p in model.parameters()),
+        **trainer.validation_results(),
     }
 
 
