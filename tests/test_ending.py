@@ -16,7 +16,7 @@ from helpers.scripts import ROOT, environment, launcher, load_script
 
 from vlmface import cli
 from vlmface.errors import UserError
-from vlmface.evaluate import faithfulness, robustness, run, sweep
+from vlmface.evaluate import faithfulness, landmarks, robustness, run, sweep
 from vlmface.pipelines import temporal_ablation
 from vlmface.utils import distributed
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, Callable[[], Callable[[list[str]], Any]]] = {
     "eval/faithfulness.py": lambda: faithfulness.main,
     "eval/robustness.py": lambda: robustness.main,
     "eval/temporal_ablation.py": lambda: temporal_ablation.main,
+    "eval/landmarks.py": lambda: landmarks.main,
     **{
         name: lambda name=name: load_script(name).main  # type: ignore[misc]
         for name in (
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[[], Callable[[list[str]], Any]]] = {
             "recipes/synthesize.py",
             "recipes/facial_r1_loop.py",
             "recipes/pretrain_tiny.py",
+            "recipes/fit_aus.py",
         )
     },
 }

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_rationale(commands)
     data.add_data(commands)
     models.add_predict(commands)
+    models.add_aus(commands)
     models.add_serve(commands)
     models.add_gateway(commands)
     models.add_merge(commands)

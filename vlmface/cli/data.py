@@ -1,4 +1,5 @@
-"""Commands about data: `synth`, `rationale`, `data init`, `data check`, `data crop`."""
+"""Commands about data: `synth`, `rationale`, `data init`, `data check`, `data crop`,
+`data add-aus`."""
 
 from __future__ import annotations
 
@@ -58,9 +59,11 @@ def add_rationale(commands: Commands) -> None:
 
 
 def add_data(commands: Commands) -> None:
-    """`vlmface data init`, `vlmface data check` and `vlmface data crop`."""
+    """`vlmface data` with its commands."""
     data = commands.add_parser(
-        "data", help="describe your own data, check a copy of a data set, or crop its faces"
+        "data",
+        help="describe your own data, check a copy of a data set, crop its faces, or estimate "
+        "their action units",
     )
     tools = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -90,6 +93,33 @@ def add_data(commands: Commands) -> None:
     )
     crop.add_argument("--sheet", type=Path, help="picture to draw of each split's first faces")
     crop.set_defaults(run=_data_crop)
+    _add_add_aus(tools)
+
+
+def _add_add_aus(tools: Commands) -> None:
+    """`vlmface data add-aus`."""
+    add_aus = tools.add_parser(
+        "add-aus", help="estimate action units from landmarks, next to a data set's YAML file"
+    )
+    add_aus.add_argument("dataset", metavar="FILE.yaml", help="YAML file of the data set")
+    add_aus.add_argument("root", metavar="ROOT", nargs="?", help="folder, if the file names none")
+    add_aus.add_argument(
+        "--dataset-split", nargs="+", action="extend", default=[], help="default: all"
+    )
+    add_aus.add_argument(
+        "--overwrite", action="store_true", help="replace the estimates of another model"
+    )
+    add_aus.set_defaults(run=_data_add_aus)
+
+
+def _data_add_aus(arguments: argparse.Namespace) -> int:
+    from vlmface.tools.add_aus import AddAusOptions, add_aus_command
+
+    return add_aus_command(
+        AddAusOptions(
+            arguments.dataset, arguments.root, arguments.dataset_split, arguments.overwrite
+        )
+    )
 
 
 def _add_copy(command: argparse.ArgumentParser) -> None:

@@ -1,4 +1,5 @@
-"""Commands that ask, serve or merge a model: `predict`, `serve`, `gateway`, `merge`."""
+"""Commands that ask, serve or merge a model: `predict`, `serve`, `gateway`, `merge`; and `aus`,
+which needs none."""
 
 from __future__ import annotations
 
@@ -64,6 +65,42 @@ def _predict(arguments: argparse.Namespace) -> int:
         null=arguments.null,
     )
     return predict_command(options, **_predictor_options(arguments))
+
+
+def add_aus(commands: Commands) -> None:
+    """`vlmface aus`."""
+    aus = commands.add_parser(
+        "aus", help="action units of the faces in images, from landmarks, without a model"
+    )
+    aus.add_argument("images", nargs="+", help="image files or folders; -: names on standard input")
+    output = aus.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="one JSON object a face")
+    output.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write a table, a row for each face"
+    )
+    aus.add_argument("--overwrite", action="store_true", help="replace the table of --csv")
+    aus.add_argument(
+        "--faces",
+        choices=("largest", "all"),
+        default="largest",
+        help="the faces of each image; all: small ones are searched for, too, which takes longer "
+        "(default: largest)",
+    )
+    aus.set_defaults(run=_aus)
+
+
+def _aus(arguments: argparse.Namespace) -> int:
+    from vlmface.tools.measure_aus import AusOptions, aus_command
+
+    return aus_command(
+        AusOptions(
+            images=arguments.images,
+            as_json=arguments.json,
+            csv=arguments.csv,
+            overwrite=arguments.overwrite,
+            largest=arguments.faces == "largest",
+        )
+    )
 
 
 def add_serve(commands: Commands) -> None:

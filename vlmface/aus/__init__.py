@@ -1,0 +1,1 @@
+"""Action units of faces, estimated from landmarks: see `estimator.Estimator`."""
