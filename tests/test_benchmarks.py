@@ -128,7 +128,8 @@ class Scripted:
 
     pads = False
 
-    manifest = crop = None
+    manifest = None
+    views = ()
 
     def __init__(self, texts: dict[str, list[str]], asked: list[Prompt]) -> None:
         self.texts, self.prompts, self.prompt = texts, asked, asked[0]

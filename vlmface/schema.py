@@ -20,21 +20,6 @@ if TYPE_CHECKING:
 
 RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
 VERSION = 3  # raise whenever a column changes its name or type
-# What `vlmface data init` looks for among the columns of a table.
-COLUMN_ROLES = (
-    "image",
-    "video",
-    "split",
-    "subject",
-    "label",
-    "valence",
-    "arousal",
-    "age",
-    "age_group",
-    "gender",
-    "race",
-    "rationale",
-)
 AFFECT = ("valence", "arousal")  # fields of FaceSample, -1..1
 
 

@@ -142,7 +142,7 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
 
 def _add_init(tools: Commands) -> None:
     """`vlmface data init`."""
-    from vlmface.schema import COLUMN_ROLES
+    from vlmface.column_roles import COLUMN_ROLES
 
     init = tools.add_parser("init", help="look at your own data and write a YAML file for them")
     init.add_argument(

@@ -15,7 +15,7 @@ class Choices:
     """The options of the command.
 
     Attributes:
-        columns: {role: column, "none", or None to guess}, of `schema.COLUMN_ROLES`.
+        columns: {role: column, "none", or None to guess}, of `column_roles.COLUMN_ROLES`.
         images: The folder that paths start from.
         split_by: "subject", "image" or "video"; None: subject where people are known, else video
             where rows are frames of several videos.

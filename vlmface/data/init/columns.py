@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
+from vlmface.column_roles import COLUMN_ROLES
 from vlmface.data import video
 from vlmface.data.init.names import is_rater, place_of, role_of
 from vlmface.data.tables.cells import NULLS, distinct, normalise_cell
 from vlmface.data.tables.splits import SPLIT_WORDS
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
-from vlmface.schema import COLUMN_ROLES
 from vlmface.utils.images import SUFFIXES
 
 NONE = "none"  # as a choice: no column holds it
@@ -118,7 +118,7 @@ def guess(
     chosen: Mapping[str, str | None],
     is_person: Callable[[Column, Column | None], bool] = lambda column, image: True,
 ) -> dict[str, str]:
-    """{role: column}, of `schema.COLUMN_ROLES`.
+    """{role: column}, of `column_roles.COLUMN_ROLES`.
 
     Args:
         table: The table.

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vlmface.column_roles import COLUMN_ROLES
 from vlmface.data.catalog import dataset_module
 from vlmface.data.dataset_file import DatasetFile, row_labels
 from vlmface.data.init import known_files
@@ -18,7 +19,6 @@ from vlmface.data.init.writing import FileContent
 from vlmface.data.rows import Rows
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
-from vlmface.schema import COLUMN_ROLES
 from vlmface.utils import files
 
 

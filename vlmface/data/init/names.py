@@ -55,7 +55,7 @@ _PLACE = {plain(name): i for names in _NAMES.values() for i, name in enumerate(n
 
 
 def role_of(name: str) -> str | None:
-    """What a column of that name holds, one of `schema.COLUMN_ROLES`; None if it is not known."""
+    """What a column of that name holds, of `column_roles.COLUMN_ROLES`; None if it is not known."""
     return _ROLE_OF.get(plain(name))
 
 
