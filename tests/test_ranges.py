@@ -72,6 +72,7 @@ def test_no_class_of_settings_is_left_out() -> None:
             for name in (
                 "Run",
                 "Evaluation",
+                "Selection",
                 "Validation",
                 "Optimizer",
                 "Policy",

@@ -80,7 +80,8 @@ class Landmarker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._landmarker.close()
+        with detect.quiet():
+            self._landmarker.close()
 
     def measure(self, square: np.ndarray) -> Measurement | None:
         """Measure the face of a square picture.

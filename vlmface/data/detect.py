@@ -32,6 +32,7 @@ SEARCH_MARGIN = 0.5  # of a given box's longer side, on each side, is searched f
 # Of `face_search.agreement`: lower, a face that was found in a look at the whole picture, or at a
 # crop around a candidate, is not one.
 MIN_AGREEMENT, MIN_CANDIDATE_AGREEMENT = 0.55, 0.65
+_QUIET = threading.RLock()
 MIN_STRENGTH = 0.7  # of a place that may be a face though it has no mesh
 
 
@@ -71,8 +72,9 @@ class Detector:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._landmarkers.close()
-        self._tile_detectors.close()
+        with quiet():
+            self._landmarkers.close()
+            self._tile_detectors.close()
 
     def faces(self, image: Image.Image) -> list[Box]:
         """The boxes of the faces in an image of any mode, in its own pixels, the largest first."""
@@ -219,6 +221,7 @@ class Detector:
             return self._vision.FaceLandmarker.create_from_options(options)
 
     def _tile_detector(self) -> Any:
+        import mediapipe
         from mediapipe.tasks.python import BaseOptions
 
         with zipfile.ZipFile(io.BytesIO(self._weights)) as parts:
@@ -227,8 +230,11 @@ class Detector:
             base_options=BaseOptions(model_asset_buffer=weights),
             min_detection_confidence=face_search.MIN_SCORE,
         )
+        blank = np.zeros((face_search.INPUT_SIDE, face_search.INPUT_SIDE, 3), np.uint8)
         with quiet():
-            return self._vision.FaceDetector.create_from_options(options)
+            detector = self._vision.FaceDetector.create_from_options(options)
+            detector.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=blank))
+            return detector
 
 
 class _Pool:
@@ -290,12 +296,16 @@ def _same(a: Box, b: Box) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the C++ library writes to the standard error while it starts."""
-    saved_stderr = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved_stderr, 2)
-        os.close(saved_stderr)
+    """Without what the C++ library writes to the standard error while it starts and ends.
+
+    For one thread at a time: a second one would save, and restore, the file of the first.
+    """
+    with _QUIET:
+        saved_stderr = os.dup(2)
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(saved_stderr, 2)
+            os.close(saved_stderr)

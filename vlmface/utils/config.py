@@ -50,15 +50,16 @@ def load_config(cls: type[T], argv: Sequence[str], *, default: str, usage: str) 
     overrides = split_args(cls, [word for word in argv if word not in ("-h", "--help")])
     file = find_config(str(overrides.pop("config", default)))
     stored = _still_true(cls, read_yaml(file), overrides)
-    if issubclass(cls, Checked):
-        stored |= cls.implied(stored, overrides)
+    implied = cls.implied(stored, overrides) if issubclass(cls, Checked) else {}
+    changed = {name for name, value in implied.items() if value != stored.get(name)}
+    stored |= implied
     settings = from_dict(cls, {**stored, **overrides}, where=f"{file.name} or the command line")
     if wants_help:
         print(f"{usage}\n\nSettings, with the values that would be used now ({file}):")
         values = {name: f" {getattr(settings, name)!r}" for name in kinds(cls)}
         print(describe_fields(cls, values))
         raise SystemExit(0)
-    refuse_unused(settings, overrides)
+    refuse_unused(settings, overrides, changed)
     return settings
 
 
@@ -270,11 +271,19 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str) -> T:
     return settings
 
 
-def refuse_unused(settings: Any, overrides: Collection[str] | None = None) -> None:
+def refuse_unused(
+    settings: Any, overrides: Collection[str] | None = None, implied: Collection[str] = ()
+) -> None:
     """Refuse fields of `Checked` settings that differ from their default and have no effect.
 
-    `overrides` are the fields of the command line (None: all). What a settings file says of an
-    option that the command line has switched off may stay, and is printed. Raises UserError.
+    Args:
+        settings: The settings.
+        overrides: The fields of the command line; None: all.
+        implied: Fields whose value in the settings file gave way, see `Checked.implied`.
+
+    Raises:
+        UserError: There is such a field. What a settings file says of an option that the command
+            line has switched off, or an implied value, may stay, and is printed.
     """
     if not isinstance(settings, Checked):
         return
@@ -287,7 +296,7 @@ def refuse_unused(settings: Any, overrides: Collection[str] | None = None) -> No
         of_file = overrides is not None and name not in overrides
         if of_file and by is None:
             continue
-        if of_file and set(by or ()) & set(overrides or ()):
+        if of_file and set(by or ()) & {*(overrides or ()), *implied}:
             if os.environ.get("RANK", "0") == "0":
                 print(f"note: {text}")
             continue
