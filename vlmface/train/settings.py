@@ -112,14 +112,19 @@ class SelectionSettings(Checked):
         """Whether anything is measured on validation rows."""
         return bool(self.validation_steps)
 
-    def unused_selection(self) -> Iterator[Unused]:
-        """The fields that have no effect."""
+    def unused_selection(self, *choosing: str) -> Iterator[Unused]:
+        """The fields that have no effect.
+
+        Args:
+            choosing: Further fields that may need validation rows.
+        """
         every = ("eval_steps", "eval_generate_steps")
         steps = tuple(name for name in every if hasattr(self, name))
         why = f"{' and '.join(steps)} {'is' if len(steps) == 1 else 'are'} null"
         if not self.uses_validation_rows:
+            reasons = ", ".join([why, *(f"{name} is {getattr(self, name)}" for name in choosing)])
             for name in ("validation_split", "validation_share", "n_validation"):
-                yield Unused(name, why, steps)
+                yield Unused(name, reasons, (*steps, *choosing))
         if not self.validation_steps:
             yield Unused("metric_for_best_model", why, steps)
         if self.metric_for_best_model is None:

@@ -272,7 +272,7 @@ class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings, Sele
             why = "with soft_labels a picture has no one true label"
             yield Unused("margins", why, ("soft_labels",))
         yield from self.unused_balance()
-        yield from self.unused_selection()
+        yield from self.unused_selection("checkpoint_selection", "wise_ft_alpha")
 
 
 @dataclass(frozen=True, kw_only=True)
