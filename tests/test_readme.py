@@ -96,8 +96,8 @@ def parse_script(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch)
     def stop_after_argparse(*args: Any, **kwargs: Any) -> Any:
         raise ParsedError(parse_args(*args, **kwargs))
 
-    def stop_after_settings(settings: Any, given: Any = None) -> None:
-        refuse_unused(settings, given)
+    def stop_after_settings(settings: Any, *fields: Any) -> None:
+        refuse_unused(settings, *fields)
         if getattr(settings, "output_dir", None) != "":  # a stage of recipes/facial_r1_loop.py
             raise ParsedError(settings)
 
