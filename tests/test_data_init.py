@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
+from helpers.picture_folder import enter_folder, write_picture
 
 from vlmface import data
 from vlmface.cli import main
@@ -24,15 +24,7 @@ Table = list[tuple[Any, ...]]
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with img/0.png to img/29.png."""
-    monkeypatch.chdir(tmp_path)
-    for i in range(30):
-        picture(Path(f"img/{i}.png"), i)
-    return tmp_path
-
-
-def picture(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (16, 16), (seed * 8 % 256, seed % 256, 90)).save(path)
+    return enter_folder(tmp_path, monkeypatch)
 
 
 def rows(words: Sequence[Any] = WORDS, people: int = 8, n: int = 30) -> Table:
@@ -153,13 +145,15 @@ def test_folders_named_by_label(capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "val"):
         for label in ("angry", "happy"):
             for i in range(6):
-                picture(Path(f"kaggle/archive/{split}/{label}/{i}.jpg"), i + (split == "val") * 9)
+                write_picture(
+                    Path(f"kaggle/archive/{split}/{label}/{i}.jpg"), i + (split == "val") * 9
+                )
     content = init("kaggle")
     assert content["root"] == "kaggle/archive" and content["label_space"] == "emotion7"
     assert content["splits"] == {"by": "image", "test": 0.2, "seed": 0}
     for label in ("1", "2"):
         for i in range(8):
-            picture(Path(f"coded/{label}/{i}.jpg"), i)
+            write_picture(Path(f"coded/{label}/{i}.jpg"), i)
     assert "the labels are numbers (1, 2)" in refused(capsys, "coded")
     assert init("coded", "--labels", "rafdb")["options"] == {
         "labels": {"1": "surprise", "2": "fear"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
+from helpers.picture_folder import enter_folder, write_picture
 
 from vlmface import data
 from vlmface.cli import main
@@ -22,15 +22,7 @@ WORDS = ("happy", "sad", "angry")
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with img/0.png to img/29.png."""
-    monkeypatch.chdir(tmp_path)
-    for i in range(30):
-        picture(Path(f"img/{i}.png"), i)
-    return tmp_path
-
-
-def picture(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (16, 16), (seed * 8 % 256, seed % 256, 90)).save(path)
+    return enter_folder(tmp_path, monkeypatch)
 
 
 def write(
@@ -117,11 +109,11 @@ def test_a_row_for_each_rating_is_a_vote_and_its_rater_is_not_the_person_shown(
 
 
 def test_columns_of_0_and_1(capsys: pytest.CaptureFixture[str]) -> None:
-    one = [(f"img/{i}.png", *(int(i % 3 == k) for k in range(3)), f"S{i % 8}") for i in range(30)]
-    content = init(write("t.csv", ("file", "offen", "zu", "unklar", "VP"), one))
+    rows = [(f"img/{i}.png", *(int(i % 3 == k) for k in range(3)), f"S{i % 8}") for i in range(30)]
+    content = init(write("t.csv", ("file", "offen", "zu", "unklar", "VP"), rows))
     assert content["options"]["votes"] == ["offen", "zu", "unklar"]
     assert {tuple(row["context"]) for row in loaded()} == {("offen",), ("zu",), ("unklar",)}
-    both = [(*row[:2], 1, *row[3:]) for row in one]
+    both = [(*row[:2], 1, *row[3:]) for row in rows]
     table = write("t.csv", ("file", "offen", "zu", "unklar", "VP"), both)
     assert "--label-columns offen zu unklar" in refused(capsys, table)
     content = init(table, "--label-columns", "offen", "zu", "unklar")
@@ -138,8 +130,8 @@ def test_columns_of_0_and_1(capsys: pytest.CaptureFixture[str]) -> None:
 def test_people_in_the_names_of_files() -> None:
     names = [f"P{i % 8:02d}_{WORDS[i % 3]}_{i:02d}.png" for i in range(30)]
     for i, name in enumerate(names):
-        picture(Path("named") / name, i)
-        picture(Path("folders") / WORDS[i % 3] / name, i)
+        write_picture(Path("named") / name, i)
+        write_picture(Path("folders") / WORDS[i % 3] / name, i)
     content = init(
         write("t.csv", ("file", "label"), [(n, WORDS[i % 3]) for i, n in enumerate(names)])
     )
@@ -154,7 +146,7 @@ def test_people_in_the_names_of_files() -> None:
 
 def test_labels_in_the_names_of_files(capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(30):
-        picture(Path(f"flat/P{i % 8}_{WORDS[i % 3]}_{i}.png"), i)
+        write_picture(Path(f"flat/P{i % 8}_{WORDS[i % 3]}_{i}.png"), i)
     assert "--name-pattern '{subject}_{label}_*'" in refused(capsys, "flat")
     content = init("flat", "--name-pattern", "{subject}_{label}_*")
     assert content["label_space"] == "emotion7" and content["splits"]["by"] == "subject"
@@ -187,7 +179,7 @@ def test_names_alone_do_not_confuse_pictures(capsys: pytest.CaptureFixture[str])
     table = write("t.csv", ("file", "label", "person"), cells)
     assert "another picture than 'other/0.png'" in refused(capsys, table, "--images", "img")
     for i in range(30):
-        picture(Path(f"img/again/{i}.png"), i)
+        write_picture(Path(f"img/again/{i}.png"), i)
     assert "and not of 0.png and again/0.png" in refused(capsys, table, "--images", "img")
 
 
@@ -205,7 +197,7 @@ def test_missing_pictures_are_left_out_where_the_file_says_so() -> None:
 
 def test_files_of_systems_and_empty_folders_are_not_labels() -> None:
     for i in range(12):
-        picture(Path(f"faces/{WORDS[i % 2]}/{i}.png"), i)
+        write_picture(Path(f"faces/{WORDS[i % 2]}/{i}.png"), i)
     for junk in ("happy/._0.png", "__MACOSX/happy/._1.png", "happy/Thumbs.db", ".DS_Store"):
         Path("faces", junk).parent.mkdir(parents=True, exist_ok=True)
         Path("faces", junk).write_bytes(b"\0")
@@ -235,7 +227,7 @@ def test_titles_sheets_and_encodings(capsys: pytest.CaptureFixture[str]) -> None
     assert "cp1252: 'img/0.png;müde;S0'" in refused(capsys, table)
     assert init(table, "--encoding", "cp1252")["label_space"]["labels"] == ["müde", "wach"]
     text = table.read_text(encoding="cp1252")
-    for title in ("Ratings\n", "Ratings;;\n\n"):
+    for title in ("Ratings\n", "Ratings;;\n\n", "Ratings;;\n;;\n", ";;\nRatings;;\nDr. X;;\n;;\n"):
         table.write_text(title + text, encoding="utf-8")
         with pytest.warns(UserWarning, match="the header is in line"):
             assert init(table)["label_space"]["labels"] == ["müde", "wach"]

@@ -90,7 +90,7 @@ def distinct_names(header: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _form(path: Path, text: str, has_header: bool, usual: str) -> _Form:
-    lines = [line for line in re.split(r"[\r\n]+", text[:_TOP])[:TITLES] if line.strip()]
+    lines = [line for line in re.split(r"[\r\n]+", text[:_TOP])[:TITLES] if _has_content(line)]
     first = lines[0].lstrip() if lines else ""
     mark = re.fullmatch(r'"?sep=(.)"?', first.strip(), re.IGNORECASE)  # as Excel writes it
     titles = 0 if mark or not has_header else _num_titles(lines, usual)
@@ -102,7 +102,7 @@ def _form(path: Path, text: str, has_header: bool, usual: str) -> _Form:
         for row in reader:
             if mark and row and skip == 0:
                 skip = reader.line_num
-            elif row and any(cell.strip() for cell in row):
+            elif _has_content("".join(row)):
                 top = row
                 if above == 0:
                     break
@@ -115,6 +115,11 @@ def _form(path: Path, text: str, has_header: bool, usual: str) -> _Form:
     if has_header:
         return _Form(names, delimiter, reader.line_num, True)
     return _Form([str(number) for number in range(1, len(names) + 1)], delimiter, skip, False)
+
+
+def _has_content(text: str) -> bool:
+    """Whether a line is more than delimiters and blanks, such as Excel writes for an empty row."""
+    return bool(text.strip("".join(DELIMITERS) + ' "'))
 
 
 def _num_titles(lines: Sequence[str], usual: str) -> int:
