@@ -101,9 +101,9 @@ def _test(path: Path, sha256: str, test: Any) -> dict[str, Any]:
         mark = "" if au in model.units else "  not told"
         print(f"AU{au:<3} " + "  ".join(f"{k} {v:.3f}" for k, v in row.items()) + mark)
     all_units = means(by_unit)
-    told = means({au: by_unit[au] for au in model.units})
-    print(f"all AUs: {json.dumps(all_units)}\ntold:    {json.dumps(told)}")
-    return {"rendered": {"all": all_units, "told": told, "by_au": by_unit}}
+    of_reported_units = means({au: by_unit[au] for au in model.units})
+    print(f"all AUs: {json.dumps(all_units)}\ntold:    {json.dumps(of_reported_units)}")
+    return {"rendered": {"all": all_units, "told": of_reported_units, "by_au": by_unit}}
 
 
 def main(argv: Sequence[str]) -> int:

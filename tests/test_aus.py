@@ -178,11 +178,11 @@ def test_a_batch_gives_what_single_faces_give(model):
 
 def test_mirrored_measurements_swap_the_sides(model):
     views = [(measured(model, k), measured(model, k + 50)) for k in range(5)]
-    there = model.estimate(views)
+    estimates = model.estimate(views)
     back = model.estimate([(other, view) for view, other in views])
-    assert np.allclose(there.intensity, back.intensity)
-    assert np.allclose(there.left, back.right) and np.allclose(there.right, back.left)
-    assert np.allclose(there.yaw, -back.yaw)
+    assert np.allclose(estimates.intensity, back.intensity)
+    assert np.allclose(estimates.left, back.right) and np.allclose(estimates.right, back.left)
+    assert np.allclose(estimates.yaw, -back.yaw)
 
 
 def test_numbers_that_are_not_numbers_are_not_estimated(model):
@@ -250,11 +250,11 @@ def test_faces_are_counted_and_sorted(faces):
     pair = Image.new("RGB", (large.width + small.width, large.height), (128, 128, 128))
     pair.paste(large, (0, 0))
     pair.paste(small, (large.width, 0))
-    found = faces.faces(pair)
-    assert len(found) == 2
-    assert found[0].box[0] < found[1].box[0]
-    assert found[0].aus[12] >= 1 > found[1].aus[12]
-    near = faces.largest(pair, found[1].box)
+    units = faces.faces(pair)
+    assert len(units) == 2
+    assert units[0].box[0] < units[1].box[0]
+    assert units[0].aus[12] >= 1 > units[1].aus[12]
+    near = faces.largest(pair, units[1].box)
     assert near is not None and near.box[0] >= large.width
 
 
@@ -310,9 +310,9 @@ def test_networks_learn_and_survive_their_file(tmp_path, model):
     inputs = rng.normal(0, 1, (400, 194)).astype(np.float32)
     grade = np.zeros((400, len(UNITS)), np.float32)
     grade[:, 0] = np.where(inputs[:, 0] > 0, 3, 0)
-    known = np.full_like(grade, np.nan)
-    known[:, 0] = grade[:, 0] > 0
-    targets = networks.Targets(known, grade, grade, grade, np.ones(400, np.float32))
+    unknown_grade = np.full_like(grade, np.nan)
+    unknown_grade[:, 0] = grade[:, 0] > 0
+    targets = networks.Targets(unknown_grade, grade, grade, grade, np.ones(400, np.float32))
     settings = networks.FitSettings(epochs=12, batch_size=50)
     pair = networks.Inputs(inputs, inputs)
     trained, again = (networks.train_networks(pair, targets, 80, settings, 1) for _ in range(2))
@@ -359,5 +359,5 @@ def test_photographs_are_told_apart(model):
     estimates = model.estimate_arrays(photos.points, photos.blendshapes, photos.patch)
     scores = np.full(photos.labels.shape, -1.0)
     scores[:, [UNITS.index(au) for au in model.units]] = estimates.intensity - 1
-    found = figures.photograph_figures(scores, photos.labels)
-    assert all(found[au]["balanced_accuracy"] > 0.9 for au in ("AU12", "AU25", "AU43"))
+    measured = figures.photograph_figures(scores, photos.labels)
+    assert all(measured[au]["balanced_accuracy"] > 0.9 for au in ("AU12", "AU25", "AU43"))

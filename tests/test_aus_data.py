@@ -58,9 +58,9 @@ def test_estimates_stand_beside_the_data_and_are_not_annotations(faces_yaml, mon
     assert text.startswith("# my faces\n") and "estimated_aus: " in text
     rows = data.load(str(faces_yaml))
     assert rows["aus"][:] == [None] * N
-    found = [estimate for estimate in estimates_of(rows) if estimate]
-    assert len(found) >= N - 1
-    assert all(e["sha256"] == aus_model.SHA256 and e["aus"] and e["confidence"] for e in found)
+    estimates = [estimate for estimate in estimates_of(rows) if estimate]
+    assert len(estimates) >= N - 1
+    assert all(e["sha256"] == aus_model.SHA256 and e["aus"] and e["confidence"] for e in estimates)
     before = faces_yaml.with_name("faces.aus.jsonl").read_text()
 
     with monkeypatch.context() as patched:

@@ -1,5 +1,5 @@
 """Validation while a CLIP trains: what is measured, the best checkpoint, early stopping, and that a
-run which was stopped goes on as if it had not been."""
+resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from vlmface.train.clip.validation import loss_of
 LABELS = ("anger", "fear", "happiness", "sadness")
 
 
-def faces(n: int, seed: int, *, known: bool) -> Any:
+def faces(n: int, seed: int, *, labelled: bool) -> Any:
     """Pictures of four colours. Unless it is `known`, the label says nothing of the colour, so that
     the loss on such rows soon rises while a model learns the others."""
     drawn = np.random.default_rng(seed).integers(0, 4, (n, 2)).tolist()
     return rows_of(
         [
-            (LABELS[colour if known else other], [picture((60 + 40 * colour, 120, 90), i)])
+            (LABELS[colour if labelled else other], [picture((60 + 40 * colour, 120, 90), i)])
             for i, (colour, other) in enumerate(drawn, 100 * seed)
         ]
     )
@@ -57,9 +57,9 @@ def settings(folder: Path, **changes: Any) -> Settings:
         "eval_steps": 1,
         "metric_for_best_model": "loss",
     }
-    found = Settings(**(values | changes))
-    found.check()
-    return found
+    settings_ = Settings(**(values | changes))
+    settings_.check()
+    return settings_
 
 
 def run(chosen: Settings, rows: tuple[Any, Any]) -> tuple[Classifier, dict[str, Any]]:
@@ -75,14 +75,14 @@ def measured(folder: Path, name: str = "eval_loss") -> dict[int, float]:
     return {line["step"]: line[name] for line in read_log(folder) if name in line}
 
 
-def equal(one: Classifier, other: Classifier) -> bool:
-    mine, theirs = checkpoint.trained_state(one), checkpoint.trained_state(other)
+def equal(first: Classifier, other: Classifier) -> bool:
+    mine, theirs = checkpoint.trained_state(first), checkpoint.trained_state(other)
     return all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[Any, Any]:
-    return faces(24, 1, known=True), faces(20, 2, known=False)
+    return faces(24, 1, labelled=True), faces(20, 2, labelled=False)
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +141,8 @@ def test_training_stops_early_and_stays_stopped(rows: tuple[Any, Any], tmp_path:
 
 def test_the_loss_by_hand() -> None:
     shares = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
-    one = loss_of(shares, torch.tensor([0, 1]))
-    assert one == pytest.approx(-(math.log(0.5) + math.log(0.75)) / 2)
+    single_label_loss = loss_of(shares, torch.tensor([0, 1]))
+    assert single_label_loss == pytest.approx(-(math.log(0.5) + math.log(0.75)) / 2)
     several = loss_of(shares, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     assert several == pytest.approx(-(2 * math.log(0.5) + 2 * math.log(0.75)) / 4)
     assert math.isfinite(loss_of(torch.tensor([[0.0, 1.0]]), torch.tensor([0])))

@@ -284,8 +284,8 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
     again = predictor.predict(answering.images_of(faces), preprocessed=True)
     assert [answer.text for answer in again] == [line["text"] for line in lines]
     capsys.readouterr()
-    nobody = face(tmp_path / "nobody.png", 3, (64, 64))
-    assert main(["predict", str(astronaut), str(nobody), "--model", str(run), "--json"]) == 0
+    faceless = face(tmp_path / "faceless.png", 3, (64, 64))
+    assert main(["predict", str(astronaut), str(faceless), "--model", str(run), "--json"]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["face_found"] for line in said] == [True, False]
 
@@ -301,17 +301,17 @@ def test_rows_without_a_face_are_not_answered(tmp_path, run_dir, monkeypatch, sc
     with pytest.warns(UserWarning, match="no face found in 1 of 3"):
         rows = crop_cache.apply_views(rows, views, progress=False)
     model = LocalModel.load(run_dir)
-    asked = []
+    batches = []
     true = model.predict
-    monkeypatch.setattr(model, "predict", lambda i, **k: (asked.append(len(i)), true(i, **k))[1])
+    monkeypatch.setattr(model, "predict", lambda i, **k: (batches.append(len(i)), true(i, **k))[1])
     monkeypatch.setattr(model, "with_prompt", lambda _: model)
     whole = answering.answer(model, rows, benchmark, batch_size=8, scoring=scoring)
-    assert asked == [3] and whole[0]["text"]  # a model of whole pictures
+    assert batches == [3] and whole[0]["text"]  # a model of whole pictures
     model.views = views
     lines = answering.answer(model, rows, benchmark, batch_size=8, scoring=scoring)
-    assert asked == [3, 2] and [line["face_found"] for line in lines] == [False, True, True]
-    nobody = lines[0]
-    assert (nobody["text"], nobody["label"], nobody["probabilities"]) == ("", None, None)
+    assert batches == [3, 2] and [line["face_found"] for line in lines] == [False, True, True]
+    faceless = lines[0]
+    assert (faceless["text"], faceless["label"], faceless["probabilities"]) == ("", None, None)
     assert [line["text"] for line in lines[1:]] == [line["text"] for line in whole[1:]]
     scores = compute_metrics(lines, benchmark, model.prompts, model="run", scoring=scoring)
     assert scores["n"] == 3

@@ -81,8 +81,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def nobody(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("nobody") / "nobody.png"
+def faceless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("faceless") / "faceless.png"
     Image.new("RGB", (120, 90), (90, 140, 90)).save(path)
     return path
 
@@ -268,20 +268,20 @@ def test_every_door_says_which_faces_may_be_missed(
     predictor: Predictor,
     finder: FaceFinder,
     photographs: dict[str, Path],
-    nobody: Path,
+    faceless: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = photographs["two.webp"]
     with detect.Detector() as detector:
         note = detector.search(Image.open(path)).note
-        none_note = detector.search(Image.open(nobody)).note
+        none_note = detector.search(Image.open(faceless)).note
     assert {line["search_note"] for line in command(run, path, "--faces", "all")} == {note}
-    assert [line["search_note"] for line in command(run, path, nobody)] == [None, none_note]
+    assert [line["search_note"] for line in command(run, path, faceless)] == [None, none_note]
     assert gateway(predictor, path)[0]["search_note"] is None
-    assert gateway(predictor, nobody)[0]["search_note"] == none_note
+    assert gateway(predictor, faceless)[0]["search_note"] == none_note
     capsys.readouterr()
-    words = ["predict", str(path), str(nobody), "--model", str(run), "--faces", "all"]
+    words = ["predict", str(path), str(faceless), "--model", str(run), "--faces", "all"]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert out.count(note) == 1 and out.count(none_note) == 1
@@ -294,8 +294,8 @@ def test_every_door_says_which_faces_may_be_missed(
     demo = demo_of(predictor, finder)
     demo.scene = path
     for build, name in ((tabs.analyse_tab, "start"), (tabs.people_tab, "analyse_all")):
-        shown, *_ = next(iter(handler(build, demo, name)(str(path))))
-        assert note in shown
+        page, *_ = next(iter(handler(build, demo, name)(str(path))))
+        assert note in page
 
 
 def test_a_face_of_several_is_named_in_the_text(
@@ -318,7 +318,7 @@ def test_without_a_face_no_door_has_a_label(
     run: Path,
     predictor: Predictor,
     finder: FaceFinder,
-    nobody: Path,
+    faceless: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -327,25 +327,25 @@ def test_without_a_face_no_door_has_a_label(
 
     for name in ("predict", "apredict", "stream"):
         monkeypatch.setattr(predictor.backend, name, refuse)
-    *pieces, streamed = predictor.stream(nobody)
+    *pieces, streamed = predictor.stream(faceless)
     assert pieces == []
     found = [
-        *command(run, nobody),
-        *command(run, nobody, "--faces", "all"),
-        predictor.predict(nobody).as_dict(),
-        predictor.predict([nobody], faces="all")[0][0].as_dict(),
-        asyncio.run(predictor.apredict(nobody)).as_dict(),
+        *command(run, faceless),
+        *command(run, faceless, "--faces", "all"),
+        predictor.predict(faceless).as_dict(),
+        predictor.predict([faceless], faces="all")[0][0].as_dict(),
+        asyncio.run(predictor.apredict(faceless)).as_dict(),
         streamed.as_dict(),
-        *gateway(predictor, nobody),
-        *gateway(predictor, nobody, faces="all"),
+        *gateway(predictor, faceless),
+        *gateway(predictor, faceless, faces="all"),
         *(
             row.report.as_dict()
             for row in batch.predict_item(
-                batch.UploadedFile("x", nobody.read_bytes()), predictor, finder
+                batch.UploadedFile("x", faceless.read_bytes()), predictor, finder
             )
         ),
     ]
-    report, html = analysed(predictor, finder, nobody)
+    report, html = analysed(predictor, finder, faceless)
     for line in [*found, report]:
         assert (line["face_found"], line["box"], line["is_confident"]) == (False, None, False)
         assert line["aus"] == [] and line["rationale"] == "" and not line["scene_only"]
@@ -356,16 +356,16 @@ def test_without_a_face_no_door_has_a_label(
     for build, name in ((tabs.people_tab, "analyse_all"), (tabs.compare_tab, "compare")):
         choices = [model_choices.ModelChoice(predictor, p) for p in predictor.backend.prompts] * 2
         demo = demo_of(predictor, finder)
-        demo.choices, demo.scene = choices, nobody
-        *_, last = handler(build, demo, name)(str(nobody), *((0, 1) if name == "compare" else ()))
+        demo.choices, demo.scene = choices, faceless
+        *_, last = handler(build, demo, name)(str(faceless), *((0, 1) if name == "compare" else ()))
         assert "no face found" in last[-1] and "vf-label" not in last[-1]
-    row = batch.Row("x.png", 0, predictor.predict(nobody))
+    row = batch.Row("x.png", 0, predictor.predict(faceless))
     table = views.batch([row], 1, predictor.tasks, {})
     assert "no face found" in table and "no answer" not in table and "0 answers" in table
     (cells,) = csv.DictReader(io.StringIO(batch.as_csv([row], predictor.tasks)))
     assert cells["face_found"] == "no" and not any(cells[task] for task in predictor.tasks)
-    assert main(["predict", str(nobody), "--model", str(run)]) == 0
-    assert "nobody.png: no face found" in capsys.readouterr().out
+    assert main(["predict", str(faceless), "--model", str(run)]) == 0
+    assert "faceless.png: no face found" in capsys.readouterr().out
 
 
 def test_a_box_that_holds_nothing_has_no_label(predictor: Predictor) -> None:
@@ -375,14 +375,14 @@ def test_a_box_that_holds_nothing_has_no_label(predictor: Predictor) -> None:
         json.loads(json.dumps(report.as_dict()), parse_constant=pytest.fail)
 
 
-def test_a_server_is_not_asked_without_a_face(run_dir: Path, nobody: Path) -> None:
+def test_a_server_is_not_asked_without_a_face(run_dir: Path, faceless: Path) -> None:
     with (
         FakeTeacher() as server,
         Predictor.load(server.url, run_dir=run_dir) as predictor,
     ):
-        assert predictor.predict(nobody).face_found is False
+        assert predictor.predict(faceless).face_found is False
         assert server.requests == []
-        assert predictor.predict(nobody, faces="none").face_found is None
+        assert predictor.predict(faceless, faces="none").face_found is None
         assert len(server.requests) == 1
 
 
@@ -490,10 +490,10 @@ def test_a_model_without_a_run_is_shown_pictures_as_they_are(base: Path) -> None
 
 @pytest.mark.parametrize("several", [False, True])
 def test_the_face_of_a_clip_is_looked_for(
-    clip_frames: Path, clip_faces: Path, nobody: Path, several: bool
+    clip_frames: Path, clip_faces: Path, faceless: Path, several: bool
 ) -> None:
     with Predictor.load(clip_frames if several else clip_faces) as predictor:
-        frames = [ASTRONAUT, Image.open(nobody), ASTRONAUT, ASTRONAUT, Image.open(nobody)]
+        frames = [ASTRONAUT, Image.open(faceless), ASTRONAUT, ASTRONAUT, Image.open(faceless)]
         (view,) = predictor.face_views(frames)
         assert view.face_found is True and view.box is None
         boxes = [next(iter(predictor.faces(frame)), None) for frame in frames]
@@ -502,7 +502,7 @@ def test_the_face_of_a_clip_is_looked_for(
             *(v.images if several else [v.images] for v in (view, given)), strict=True
         ):
             assert (np.asarray(own) == np.asarray(other)).all()
-        assert predictor.predict([[nobody] * 4])[0].face_found is False
+        assert predictor.predict([[faceless] * 4])[0].face_found is False
         with pytest.raises(UserError, match="a clip is about one face"):
             predictor.predict([frames], faces="all")
         with pytest.raises(UserError, match="frame 2 of picture 1 is of type int"):

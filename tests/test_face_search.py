@@ -47,14 +47,14 @@ def detector() -> Iterator[detect.Detector]:
     "size", [(512, 512), (1000, 667), (6000, 8000), (9000, 500), (300, 40), (192, 192), (1, 1)]
 )
 def test_tiles_cover_a_picture_and_are_few(size: tuple[int, int]) -> None:
-    seen: list[tuple[int, int]] = []
+    tile_sizes: list[tuple[int, int]] = []
 
     def look(tile: Image.Image) -> list[Candidate]:
-        seen.append(tile.size)
+        tile_sizes.append(tile.size)
         return []
 
     face_search.find_candidates(Image.new("RGB", size), look)
-    assert len(seen) <= 45 and all(max(tile) <= face_search.INPUT_SIDE for tile in seen)
+    assert len(tile_sizes) <= 45 and all(max(tile) <= face_search.INPUT_SIDE for tile in tile_sizes)
     for side, overlap in face_search.tile_sides(size):
         small = tuple(round(length * face_search.INPUT_SIDE / side) for length in size)
         for length in small:
@@ -112,15 +112,15 @@ def test_crops_of_boxes_at_and_beyond_the_edge(box: Any) -> None:
 @needs_detector
 def test_every_face_of_a_group_is_found_once(detector: detect.Detector) -> None:
     picture = group()
-    found = detector.search(picture)
-    assert len(found.boxes) == len(GROUP)
+    search = detector.search(picture)
+    assert len(search.boxes) == len(GROUP)
     for side, x, y in GROUP:
-        inside = [x < a < c < x + side and y < b < d < y + side + 5 for a, b, c, d in found.boxes]
+        inside = [x < a < c < x + side and y < b < d < y + side + 5 for a, b, c, d in search.boxes]
         assert inside.count(True) == 1
-    areas = [(c - a) * (d - b) for a, b, c, d in found.boxes]
+    areas = [(c - a) * (d - b) for a, b, c, d in search.boxes]
     assert areas == sorted(areas, reverse=True)
     quick = detector.search(picture, quick=True)
-    np.testing.assert_array_equal(quick.meshes[0], found.meshes[0])
+    np.testing.assert_array_equal(quick.meshes[0], search.meshes[0])
 
 
 @needs_detector
@@ -200,8 +200,8 @@ def test_only_pictures_without_a_face_are_searched_again(
 
     def cached() -> list[str]:
         with pytest.warns(UserWarning, match="no face found in 1 of 2"):
-            found = crop_cache.cache_view(rows, view, progress=False)
-        return [image["path"] for image in found["image"]]
+            cached = crop_cache.cache_view(rows, view, progress=False)
+        return [image["path"] for image in cached["image"]]
 
     first = cached()
     assert cached() == first

@@ -152,13 +152,13 @@ def test_a_settings_file_gives_way_to_the_adapter_but_not_in_dropout(
         argv += ["--output_dir", str(tmp_path / "run")]
         return with_adapter(load_config(SFTSettings, argv, default="sft_cot_qwen", usage=""))
 
-    found = settings()
-    assert (found.lora_rank, found.lora_alpha) == (config["r"], config["lora_alpha"])
-    assert found.lora_target_modules == stored["lora_target_modules"] == ["all"]
-    assert found.trainable == {name: stored[name] for name in found.trainable}
-    assert found.train_embeddings == stored["train_embeddings"]
+    settings_ = settings()
+    assert (settings_.lora_rank, settings_.lora_alpha) == (config["r"], config["lora_alpha"])
+    assert settings_.lora_target_modules == stored["lora_target_modules"] == ["all"]
+    assert settings_.trainable == {name: stored[name] for name in settings_.trainable}
+    assert settings_.train_embeddings == stored["train_embeddings"]
     qwen = yaml.safe_load(find_config("sft_cot_qwen").read_text())
-    assert found.lora_dropout == qwen["lora_dropout"] != config["lora_dropout"]
+    assert settings_.lora_dropout == qwen["lora_dropout"] != config["lora_dropout"]
     assert settings("--lora_dropout", "0.3").lora_dropout == 0.3
     with pytest.raises(UserError, match=r"lora_alpha is 3.*, but the adapter in .* has"):
         settings("--lora_alpha", "3")

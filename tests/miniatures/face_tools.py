@@ -120,8 +120,8 @@ def write_openface_with_labels(root: Path, people: int = 6) -> Path:
         bored = i % 2
         name, word, person = f"{i}.jpg", ("Engaged", "bored")[bored], f"P{i // 4:02d}"
         units = (3.5 * bored, 2.0 - 2.0 * bored, bored, 0)  # AU12: present by intensity alone
-        found = int(i != 5)
-        cells = [name, word, person, 0.9 * found, found, *(units if found else (0, 0, 0, 0))]
+        success = int(i != 5)
+        cells = [name, word, person, 0.9 * success, success, *(units if success else (0, 0, 0, 0))]
         lines.append(",".join(map(str, cells)))
         face(root / "pictures" / name, i, (64, 64))
     return text(root / "study.csv", *lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,14 +97,13 @@ class Estimator:
     def __enter__(self) -> Estimator:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._detector.__exit__(kind, error, trace)
-        self._landmarker.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the detector and the landmarker."""
+        self._detector.close()
+        self._landmarker.close()
 
     def faces(self, image: Image.Image) -> list[FaceUnits]:
         """All faces that a search of the picture finds, see `detect.Detector.search`."""
@@ -177,9 +175,9 @@ def _face(model: Model, box: Box, estimates: Estimates, row: int) -> FaceUnits:
     elif width < MIN_WIDTH:
         reason = f"the face is {width:.0f} pixels wide, less than {MIN_WIDTH:.0f}"
     if reason is not None:
-        known = bool(estimates.finite[row])
+        is_finite = bool(estimates.finite[row])
         return FaceUnits(
-            box, yaw=yaw if known else None, pitch=pitch if known else None, reason=reason
+            box, yaw=yaw if is_finite else None, pitch=pitch if is_finite else None, reason=reason
         )
     trust = _trust(yaw, width)
     return FaceUnits(

@@ -75,8 +75,8 @@ def photograph_figures(scores: np.ndarray, labels: np.ndarray) -> dict[str, dict
     """The figures of `Fit.cross_validate`, of AUs with positives and negatives."""
     figures = {}
     for k, au in enumerate(UNITS):
-        known = ~np.isnan(labels[:, k])
-        present, score = labels[known, k] == 1, scores[known, k]
+        labelled = ~np.isnan(labels[:, k])
+        present, score = labels[labelled, k] == 1, scores[labelled, k]
         if 1 < present.sum() < len(present) - 1:
             sensitivity, specificity = (score[present] >= 0).mean(), (score[~present] < 0).mean()
             figures[f"AU{au}"] = {

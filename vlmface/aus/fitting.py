@@ -100,18 +100,24 @@ class Fit:
         faces = take(self.faces, rows)
         plain = rows < self.plain
         count = len(UNITS)
-        threshold, slope, told = np.zeros(count), np.ones(count), []
+        threshold, slope, reported = np.zeros(count), np.ones(count), []
         for k, au in enumerate(UNITS):
             logit, present = outputs["presence"][:, k], faces.grade[:, k] > 0
             threshold[k] = best_threshold(logit[plain], present[plain])
             slope[k] = fit_slope(logit[plain] - threshold[k], present[plain])
             if auc(logit[plain], present[plain]) >= LEAST_AUC:
-                told.append(au)
+                reported.append(au)
         everything = np.arange(len(self.faces.index))
         networks = self._networks(everything, self._all_photographs(), self.settings.networks)
         expert, checked = self._expert()
-        sided = [au for au in self._sided() if au in told]
-        about = {"id": ID, "units": list(UNITS), "told": told, "sided": sided, "checked": checked}
+        sided = [au for au in self._sided() if au in reported]
+        about = {
+            "id": ID,
+            "units": list(UNITS),
+            "told": reported,
+            "sided": sided,
+            "checked": checked,
+        }
         return Model(about, self.space, networks, threshold, slope, expert)
 
     def _sided(self) -> list[int]:

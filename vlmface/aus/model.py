@@ -164,16 +164,16 @@ class Model:
             content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else b""
         except OSError as error:
             raise UserError(f"the AU model {path} cannot be read: {error.strerror}") from error
-        found = hashlib.sha256(content).hexdigest()
-        if sha256 is not None and found != sha256:
+        digest = hashlib.sha256(content).hexdigest()
+        if sha256 is not None and digest != sha256:
             raise UserError(
-                f"the AU model {path} was changed: its sha256 is {found}, expected {sha256}; "
+                f"the AU model {path} was changed: its sha256 is {digest}, expected {sha256}; "
                 "install vlmface again"
             )
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files}
-            return _from_arrays(arrays, found)
+            return _from_arrays(arrays, digest)
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{path} is not an AU model ({error})") from error
 
@@ -229,7 +229,7 @@ class Model:
         reading = _mixed(
             self._as_rendered(heads), self._as_photographed(heads, blendshapes), photographed
         )
-        told = [self.all_units.index(au) for au in self.units]
+        columns = [self.all_units.index(au) for au in self.units]
         sided = [self.all_units.index(au) for au in self.sided]
         probability = reading.probability
         present = probability >= 0.5
@@ -239,10 +239,10 @@ class Model:
         intensity = np.clip(intensity, 0, 5)  # a mean of fives may be a little more
         left, right = self._sides(heads, blendshapes, intensity)
         return Estimates(
-            intensity[:, told],
+            intensity[:, columns],
             left[:, sided],
             right[:, sided],
-            probability[:, told],
+            probability[:, columns],
             (pose.yaw - mirrored.yaw) / 2,
             (pose.pitch + mirrored.pitch) / 2,
             photographed[:, 0],
@@ -278,8 +278,11 @@ class Model:
             )
         )
         stronger = np.maximum(left, right)
-        known = stronger > 0
-        shares = (np.where(known, side / np.where(known, stronger, 1), 1) for side in (left, right))
+        has_stronger = stronger > 0
+        shares = (
+            np.where(has_stronger, side / np.where(has_stronger, stronger, 1), 1)
+            for side in (left, right)
+        )
         left, right = (np.clip(share, 0, 1) * intensity for share in shares)
         return left, right
 

@@ -120,9 +120,9 @@ def fit_space(faces: MeasuredFaces) -> Space:
     aligned = features.align(points, reference)[0].reshape(len(points), -1)
     shape_mean, shape_basis = _components(aligned, SHAPES)
     picture_mean, picture_basis = _components(features.gradients(patches), PICTURES)
-    one = np.ones(1, np.float32)
+    scalar_one = np.ones(1, np.float32)
     parts = (reference, shape_mean, shape_basis, picture_mean, picture_basis)
-    raw, _ = Space(*parts, one, one).raw(points, blendshapes, patches)
+    raw, _ = Space(*parts, scalar_one, scalar_one).raw(points, blendshapes, patches)
     return Space(*parts, raw.mean(0), raw.std(0) + 1e-4)
 
 
@@ -172,9 +172,9 @@ def _train(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     network = _network(values.shape[1])
-    known = np.concatenate([targets.present, targets.grade, targets.left, targets.right], 1)
-    x, y = torch.from_numpy(values), torch.from_numpy(np.nan_to_num(known))
-    mask = torch.from_numpy(~np.isnan(known) * targets.weight[:, None])
+    all_targets = np.concatenate([targets.present, targets.grade, targets.left, targets.right], 1)
+    x, y = torch.from_numpy(values), torch.from_numpy(np.nan_to_num(all_targets))
+    mask = torch.from_numpy(~np.isnan(all_targets) * targets.weight[:, None])
     optimizer = torch.optim.AdamW(
         network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -185,11 +185,11 @@ def _train(
     for _ in range(settings.epochs):
         order = torch.randperm(len(x), generator=generator)
         for rows in order[: batches * settings.batch_size].reshape(batches, -1):
-            shown = x[rows]
-            shown = shown + settings.noise * torch.randn(shown.shape, generator=generator)
+            batch = x[rows]
+            batch = batch + settings.noise * torch.randn(batch.shape, generator=generator)
             without = torch.rand(len(rows), generator=generator) < settings.drop_picture
-            shown[without, -pictures:] = 0
-            loss = _loss(network(shown), y[rows], mask[rows])
+            batch[without, -pictures:] = 0
+            loss = _loss(network(batch), y[rows], mask[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

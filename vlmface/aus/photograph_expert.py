@@ -144,10 +144,10 @@ def fit_expert(
         net_threshold[k] = max(0.0, np.quantile(logits[at_rest, k], AT_REST))
         if au not in BLENDSHAPES:
             continue
-        known = ~np.isnan(labels[:, k])
-        present = labels[known, k] == 1
+        labelled = ~np.isnan(labels[:, k])
+        present = labels[labelled, k] == 1
         if min(present.sum(), (~present).sum()) >= 3:
-            threshold[k] = balanced_threshold(fused[known, k], present)
+            threshold[k] = balanced_threshold(fused[labelled, k], present)
         else:
             threshold[k] = np.quantile(fused[at_rest, k], AT_REST) + MARGIN
         if au in LEAST:

@@ -60,7 +60,7 @@ def read(folder: Path, labels: Path) -> Photographs:
             face are printed and left out.
     """
     rows, columns = _table(labels)
-    measured, kept = [], []
+    measured, used_rows = [], []
     with measurement.Landmarker() as landmarker, detect.Detector() as detector:
         for row in rows:
             image = open_image(folder / row["image"])
@@ -73,15 +73,15 @@ def read(folder: Path, labels: Path) -> Photographs:
                 print(f"no face in {row['image']}: left out")
                 continue
             measured.append([view for view in views if view is not None])
-            kept.append(row)
-    if not kept:
+            used_rows.append(row)
+    if not used_rows:
         raise UserError(f"no photograph of {labels} in {folder} shows a face")
     return Photographs(
         points=np.array([[view.points for view in views] for views in measured]),
         blendshapes=np.array([[view.blendshapes for view in views] for views in measured]),
         patch=np.array([[view.patch for view in views] for views in measured]),
-        labels=np.array([_labels(row, columns, labels) for row in kept], np.float32),
-        subject=np.array([row["subject"] for row in kept]),
+        labels=np.array([_labels(row, columns, labels) for row in used_rows], np.float32),
+        subject=np.array([row["subject"] for row in used_rows]),
     )
 
 

@@ -193,8 +193,8 @@ def _measured(jobs: Sequence[tuple[str, Shard]], n: int, workers: int) -> Measur
         with np.load(path) as data:
             shards.append({name: data[name] for name in data.files})
     joined = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
-    kept = joined["index"] < n
-    return MeasuredFaces(**{name: values[kept] for name, values in joined.items()})
+    in_request = joined["index"] < n
+    return MeasuredFaces(**{name: values[in_request] for name, values in joined.items()})
 
 
 def _measure_shard(path: Path, shard: Shard) -> None:

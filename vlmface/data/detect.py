@@ -9,7 +9,6 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,12 +65,11 @@ class Detector:
     def __enter__(self) -> Detector:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the landmarkers and detectors; those in use are closed when they are returned."""
         with quiet():
             self._landmarkers.close()
             self._tile_detectors.close()
@@ -125,21 +123,21 @@ class Detector:
     def _search_tiles(self, image: Image.Image, confirmed: Sequence[np.ndarray]) -> FaceSearch:
         """`confirmed`: the meshes of the first look, of which the first is kept as it is. The
         others are small in that look: a crop of each gives better ones."""
-        kept, unread = list(confirmed[:1]), 0
+        meshes, unread = list(confirmed[:1]), 0
         candidates = face_search.find_candidates(image, self._candidates)
         for candidate in candidates[: face_search.MAX_FACES]:
-            if _is_known(candidate.box, kept):
+            if _is_known(candidate.box, meshes):
                 continue
             mesh = self._read(image, candidate)
-            if mesh is not None and not _is_known(bounding_box(mesh), kept):
-                kept.append(mesh)
+            if mesh is not None and not _is_known(bounding_box(mesh), meshes):
+                meshes.append(mesh)
             elif mesh is None and not _is_known(candidate.box, confirmed):
                 strength = face_search.strength(image, candidate.box, self._candidates)
                 unread += strength >= MIN_STRENGTH
-        kept += [mesh for mesh in confirmed[1:] if not _is_known(bounding_box(mesh), kept)]
+        meshes += [mesh for mesh in confirmed[1:] if not _is_known(bounding_box(mesh), meshes)]
         first = len(confirmed[:1])
         return FaceSearch(
-            kept[:first] + sorted(kept[first:], key=_by_size),
+            meshes[:first] + sorted(meshes[first:], key=_by_size),
             face_search.min_width(image.size),
             unread,
             len(candidates) > face_search.MAX_FACES,
@@ -168,18 +166,18 @@ class Detector:
                     image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(tile)
                 )
             )
-        found = []
-        for one in result.detections:
-            box, points = one.bounding_box, one.keypoints[:4]
+        candidates = []
+        for detection in result.detections:
+            box, points = detection.bounding_box, detection.keypoints[:4]
             left, top = float(box.origin_x), float(box.origin_y)
-            found.append(
+            candidates.append(
                 Candidate(
                     (left, top, left + box.width, top + box.height),
-                    one.categories[0].score,
+                    detection.categories[0].score,
                     np.array([(point.x, point.y) for point in points]) * tile.size,
                 )
             )
-        return found
+        return candidates
 
     def _detect_once(self, image: Image.Image) -> list[np.ndarray]:
         import mediapipe

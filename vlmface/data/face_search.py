@@ -137,15 +137,17 @@ def find_candidates(image: Image.Image, detect: DetectCandidates) -> list[Candid
             depend on its size.
         detect: detects faces in a tile.
     """
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     for side, overlap in tile_sides(image.size):
         scale = INPUT_SIDE / side
         small = _reduced(image, scale)
         for left, top in _corners(small.size, overlap):
             right = min(left + INPUT_SIDE, small.width)
             tile = small.crop((left, top, right, min(top + INPUT_SIDE, small.height)))
-            found += [one.moved(scale, left / scale, top / scale) for one in detect(tile)]
-    return _distinct(found)
+            candidates += [
+                candidate.moved(scale, left / scale, top / scale) for candidate in detect(tile)
+            ]
+    return _distinct(candidates)
 
 
 def _reduced(image: Image.Image, scale: float) -> Image.Image:
@@ -161,18 +163,18 @@ def _corners(size: tuple[int, int], overlap: float) -> Iterator[tuple[int, int]]
 
 
 def _starts(length: int, overlap: float) -> list[int]:
-    rest = max(0, length - INPUT_SIDE)
-    steps = math.ceil(rest / (INPUT_SIDE * (1 - overlap)))
-    return [round(rest * step / max(1, steps)) for step in range(steps + 1)]
+    uncovered = max(0, length - INPUT_SIDE)
+    steps = math.ceil(uncovered / (INPUT_SIDE * (1 - overlap)))
+    return [round(uncovered * step / max(1, steps)) for step in range(steps + 1)]
 
 
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Non-maximum suppression: of candidates for one face the one with the highest score."""
-    kept: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda one: -one.score):
-        if not any(is_same(candidate.box, other.box) for other in kept):
-            kept.append(candidate)
-    return kept
+    distinct: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: -c.score):
+        if not any(is_same(candidate.box, other.box) for other in distinct):
+            distinct.append(candidate)
+    return distinct
 
 
 # --- crops of single faces ------------------------------------------------------------------------
@@ -207,7 +209,10 @@ def agreement(image: Image.Image, mesh: np.ndarray, detect: DetectCandidates) ->
         crop, zoom, left, top = _padded_square(image, bounding_box(mesh), scale)
         expected = (points - np.array([left, top])) * zoom
         side = INPUT_SIDE / scale
-        distances = ((one.score, np.abs(one.keypoints - expected).mean()) for one in detect(crop))
+        distances = (
+            (candidate.score, np.abs(candidate.keypoints - expected).mean())
+            for candidate in detect(crop)
+        )
         yield max((score - 4 * float(pixels) / side for score, pixels in distances), default=0.0)
 
 
@@ -216,8 +221,13 @@ def strength(image: Image.Image, box: Box, detect: DetectCandidates) -> float:
     scores = []
     for scale in CHECK_SCALES:
         crop, zoom, left, top = _padded_square(image, box, scale)
-        found = (one.moved(zoom, left, top) for one in detect(crop))
-        scores.append(max((one.score for one in found if is_same(one.box, box)), default=0.0))
+        candidates = (candidate.moved(zoom, left, top) for candidate in detect(crop))
+        scores.append(
+            max(
+                (candidate.score for candidate in candidates if is_same(candidate.box, box)),
+                default=0.0,
+            )
+        )
     return min(scores)
 
 

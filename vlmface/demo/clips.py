@@ -87,8 +87,8 @@ def read_clip(path: str | Path, count: int, finder: FaceFinder) -> Clip:
     except UserError as error:
         raise UserError(str(error).replace(f"'{path}'", "this file")) from error
     found_by_frame = [finder.find_quickly(frame) for frame in frames]
-    several = any(len(found.faces) > 1 for found in found_by_frame)
-    return Clip(frames, [found.selected_face for found in found_by_frame], several)
+    several = any(len(frame_faces.faces) > 1 for frame_faces in found_by_frame)
+    return Clip(frames, [frame_faces.selected_face for frame_faces in found_by_frame], several)
 
 
 def write_video(path: Path, frames: Sequence[Image.Image], rate: int) -> None:

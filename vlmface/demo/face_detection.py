@@ -64,16 +64,16 @@ class FaceFinder:
     def _find(self, image: Image.Image, *, quick: bool) -> FoundFaces:
         if self._detector is None:
             return FoundFaces()
-        found = self._detector.search(image, quick=quick)
+        result = self._detector.search(image, quick=quick)
         faces = [
             Face(box, face_regions.outlines(mesh))
-            for box, mesh in zip(found.boxes, found.meshes, strict=True)
+            for box, mesh in zip(result.boxes, result.meshes, strict=True)
         ]
         from_left = sorted(faces, key=lambda face: face.box[0] + face.box[2])
-        return FoundFaces(from_left, from_left.index(faces[0]) if faces else None, found.note)
+        return FoundFaces(from_left, from_left.index(faces[0]) if faces else None, result.note)
 
     def close(self) -> None:
         """Release the detector."""
         if self._detector is not None:
-            self._detector.__exit__(None, None, None)
+            self._detector.close()
             self._detector = None

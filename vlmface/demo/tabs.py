@@ -51,10 +51,10 @@ def analyse_tab(demo: Demo) -> None:
             yield "", face_choice([], None), EMPTY
             return
         upload = open_upload(path)
-        found = demo.face_finder.find(upload)
-        faces = found.faces
-        selected = None if demo.predictor.default_faces == "none" else found.selected
-        drawn = views.picture(upload, faces, selected, note=found.note)
+        search = demo.face_finder.find(upload)
+        faces = search.faces
+        selected = None if demo.predictor.default_faces == "none" else search.selected
+        drawn = views.picture(upload, faces, selected, note=search.note)
         yield drawn, face_choice(faces, selected), gr.skip()
         for html in stream_face(demo, upload, faces, selected):
             yield gr.skip(), gr.skip(), html
@@ -62,9 +62,9 @@ def analyse_tab(demo: Demo) -> None:
     @with_error_output(2)
     def choose(path: str, selected: int | None) -> Iterator[Any]:
         upload = open_upload(path)
-        found = demo.face_finder.find(upload)
-        yield views.picture(upload, found.faces, selected, note=found.note), gr.skip()
-        for html in stream_face(demo, upload, found.faces, selected):
+        search = demo.face_finder.find(upload)
+        yield views.picture(upload, search.faces, selected, note=search.note), gr.skip()
+        for html in stream_face(demo, upload, search.faces, selected):
             yield gr.skip(), html
 
     queue = queue_options(demo)
@@ -102,9 +102,9 @@ def compare_tab(demo: Demo) -> None:
             yield "", "", ""
             return
         upload = open_upload(path)
-        found = demo.face_finder.find(upload)
-        largest_box = found.selected_face.box if found.selected_face else None
-        drawn = views.picture(upload, found.faces, found.selected, note=found.note)
+        search = demo.face_finder.find(upload)
+        largest_box = search.selected_face.box if search.selected_face else None
+        drawn = views.picture(upload, search.faces, search.selected, note=search.note)
         yield drawn, gr.skip(), gr.skip()
         answers: list[str] = []
         for number in (first, second):
@@ -144,9 +144,9 @@ def people_tab(demo: Demo) -> None:
             yield "", ""
             return
         upload = open_upload(path)
-        found = demo.face_finder.find(upload)
-        faces = found.faces
-        yield views.picture(upload, faces, None, note=found.note), gr.skip()
+        search = demo.face_finder.find(upload)
+        faces = search.faces
+        yield views.picture(upload, faces, None, note=search.note), gr.skip()
         if not faces:
             view = model_choices.face_view(demo.predictor, upload, None)
             prompts = demo.predictor.select_prompts(None)

@@ -157,8 +157,8 @@ class ClipModel:
             for prediction in predictions_of(self.prompt, shares, affects):
                 if not probabilities:
                     prediction = replace(prediction, probabilities=None)
-                found = faces_found[len(predictions)]
-                predictions.append(replace(prediction, latency_s=latency, face_found=found))
+                face_found = faces_found[len(predictions)]
+                predictions.append(replace(prediction, latency_s=latency, face_found=face_found))
         return predictions
 
     def stream(self, image: Any) -> Iterator[str | Prediction]:

@@ -106,14 +106,14 @@ def image_views(
     if faces == "none":
         return [_face_view(picture, None, view_settings, finder, None)]
     if faces == "largest":
-        found = finder.quick_search(picture)
-        boxes, note = found.boxes[:1], None
+        search = finder.quick_search(picture)
+        boxes, note = search.boxes[:1], None
     else:
-        found = finder.search(picture)
-        boxes, note = found.boxes, found.note
+        search = finder.search(picture)
+        boxes, note = search.boxes, search.note
     if not boxes:
         view = _face_view(picture, None, view_settings, finder, False)
-        return [replace(view, search_note=found.note)]
+        return [replace(view, search_note=search.note)]
     views = [_face_view(picture, face, view_settings, finder, True) for face in boxes]
     return [replace(view, search_note=note) for view in views]
 

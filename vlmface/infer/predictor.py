@@ -201,7 +201,7 @@ class Predictor:
             detector, self._detector = self._detector, None
         self.backend.close()
         if detector is not None:
-            detector.__exit__(None, None, None)
+            detector.close()
 
     def _check_open(self) -> None:
         if self._closed:

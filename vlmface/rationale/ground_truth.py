@@ -93,8 +93,8 @@ class LandmarkEstimator:
     def __enter__(self) -> LandmarkEstimator:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._estimator.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self._estimator.close()
 
     def __call__(
         self, image: Image.Image, near: Sequence[float] | None = None

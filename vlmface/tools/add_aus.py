@@ -106,13 +106,13 @@ def _estimate(target: Path, estimator: Estimator, options: AddAusOptions) -> Cou
             rows = data.load(options.dataset, options.root, split)
             for row, digest in tqdm(_rows_with_digests(rows), split, len(rows), unit="face"):
                 sample = FaceSample.from_row(row)
-                known = journal.records.get(sample.id)
-                if known is not None and known.get("picture") == digest:
+                record = journal.records.get(sample.id)
+                if record is not None and record.get("picture") == digest:
                     counts["known"] += 1
                 else:
-                    known = _record(sample, digest, estimator)
-                    journal.add(known)
-                _count(counts, known)
+                    record = _record(sample, digest, estimator)
+                    journal.add(record)
+                _count(counts, record)
     return counts
 
 

@@ -42,18 +42,18 @@ def read(folder: str | Path, base: Path) -> dict[str, Any]:
     }
 
 
-def refuse_others(folder: str | Path, values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def refuse_others(folder: str | Path, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     """Refuse settings that an adapter does not have.
 
     Args:
         folder: Of the adapter.
         values: Of `read`.
-        given: {field: value} that somebody chose.
+        chosen: {field: value} that somebody chose.
 
     Raises:
         UserError: One of them is not the adapter's.
     """
-    for name, value in given.items():
+    for name, value in chosen.items():
         if name in values and value != values[name]:
             raise UserError(
                 f"{name} is {value!r}, but the adapter in {folder} has {values[name]!r} and is "
@@ -120,5 +120,5 @@ def _target_modules(
     if stored.get("target_modules") == family.lora_targets(trainable, ["all"]):
         return ["all"]
     layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
-    known = [layer for part in family.LINEAR_LAYERS.values() for layer in part]
-    return list(dict.fromkeys(layer for layer in known if layer in layers)) or ["all"]
+    layer_names = [layer for part in family.LINEAR_LAYERS.values() for layer in part]
+    return list(dict.fromkeys(layer for layer in layer_names if layer in layers)) or ["all"]

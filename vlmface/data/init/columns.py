@@ -194,9 +194,9 @@ def share_words(columns: Sequence[Column]) -> bool:
     words = [{normalise_cell(word) for word in column.words} for column in columns]
     if not all(words) or len(set().union(*words)) > MOST_LABELS:
         return False
-    for i, own in enumerate(words):
+    for i, column_words in enumerate(words):
         others = set().union(*words[:i], *words[i + 1 :])
-        if len(own & others) * 2 < len(own):
+        if len(column_words & others) * 2 < len(column_words):
             return False
     return True
 

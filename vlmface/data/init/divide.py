@@ -67,8 +67,8 @@ def _rare(
         words: All labels.
         by: What the groups are: "subject", "video" or "image".
     """
-    kept = [word for word in words if word not in rare]
-    fixes = {label: (get_close_matches(label, kept, 1) or ["null"])[0] for label in rare}
+    frequent = [word for word in words if word not in rare]
+    fixes = {label: (get_close_matches(label, frequent, 1) or ["null"])[0] for label in rare}
     options = " ".join(shlex.quote(f"{label}={word}") for label, word in fixes.items())
     if len(rare) > 1:
         unit = {

@@ -96,7 +96,7 @@ def look_at(file: KnownFile, path: Path, table: Table, target: Path, choices: Ch
 
 
 def _refuse(file: KnownFile, path: Path, choices: Choices) -> None:
-    given = [role for role, column in choices.columns.items() if column is not None]
+    unused_options = [role for role, column in choices.columns.items() if column is not None]
     labels = choices.labels
     others = {
         "images": choices.images,
@@ -105,9 +105,10 @@ def _refuse(file: KnownFile, path: Path, choices: Choices) -> None:
         "ordered": labels.ordered,
         "multi-label": labels.several,
     }
-    given += [name for name, value in others.items() if value]
-    if given:
+    unused_options += [name for name, value in others.items() if value]
+    if unused_options:
+        option = unused_options[0].replace("_", "-")
         raise UserError(
             f"{path} is read as the file of {file.title}, whose columns, labels and splits are "
-            f"known: leave --{given[0].replace('_', '-')} out, or change the YAML file afterwards"
+            f"known: leave --{option} out, or change the YAML file afterwards"
         )

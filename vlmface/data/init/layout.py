@@ -86,13 +86,15 @@ def find_layout(path: Path, table: Table, choices: Choices) -> Layout:
         by_raters = raters.rater_columns(columns)
     if by_raters or marked:
         chosen["label"] = NONE
-    rest = {name: c for name, c in columns.items() if name not in (*by_raters, *marked)}
-    if tool is None and not _names_files(rest, chosen):
+    other_columns = {name: c for name, c in columns.items() if name not in (*by_raters, *marked)}
+    if tool is None and not _names_files(other_columns, chosen):
         near = Path(choices.images) if choices.images else path if path.is_dir() else path.parent
-        chosen["image"] = column_of_ids(rest, near)
+        chosen["image"] = column_of_ids(other_columns, near)
     has_box = tool is not None or face_box(columns)[0] is not None
     is_person = _anyone if has_box else raters.names_people
-    layout = Layout(table, columns, guesses.guess(table, rest, chosen, is_person), tool, by_raters)
+    layout = Layout(
+        table, columns, guesses.guess(table, other_columns, chosen, is_person), tool, by_raters
+    )
     if not layout.names_pictures and tool is None:
         raise _no_pictures(path, layout)
     layout = _with_marks(_with_names(layout, choices), marked)

@@ -36,8 +36,8 @@ def open_data(path: Path, sheet: str | None, encoding: str | None) -> Opened:
         tables = [] if saved else table_files(path)
         if not saved and not tables:
             return _innermost(path), None, {}
-        if (known := known_files.find_in(path)) is not None:
-            path = known
+        if (known_file := known_files.find_in(path)) is not None:
+            path = known_file
         elif len(tables) == 1 and ending(tables[0]) != ".parquet":
             path = tables[0]
         else:  # a split column makes it read all files

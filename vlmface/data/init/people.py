@@ -48,12 +48,12 @@ def column_of_names(paths: Sequence[str | None], pattern: str, field: str = "sub
         UserError: A path does not fit.
     """
     names = NamePattern(pattern)
-    given = [path for path in paths if path is not None]
-    texts = names.read(given)
+    file_names = [path for path in paths if path is not None]
+    texts = names.read(file_names)
     if field not in texts:
         raise UserError(f"--name-pattern {pattern!r} names no {{{field}}}: add it")
     values = list(dict.fromkeys(texts[field]))
     numbers = {text: i for i, text in enumerate(values)}
-    found = iter(texts[field])
-    codes = [-1 if path is None else numbers[next(found)] for path in paths]
+    field_texts = iter(texts[field])
+    codes = [-1 if path is None else numbers[next(field_texts)] for path in paths]
     return Column(NAMES, values, np.array(codes, np.int64))

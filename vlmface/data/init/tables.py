@@ -72,9 +72,9 @@ def look_at_table(
     layout = find_layout(path, table, choices)
     located = _locate(path, layout, choices)
     folder = located.folder
-    found = _labelled(path, layout, choices)
-    note, splits = _splits(found, choices)
-    options = options | _options(found) | dict(located.options)
+    labelled = _labelled(path, layout, choices)
+    note, splits = _splits(labelled, choices)
+    options = options | _options(labelled) | dict(located.options)
     base = path if path.is_dir() else path.parent
     if folder is not None and folder.resolve() != base.resolve():
         options["images"] = os.path.relpath(folder, target.parent)
@@ -82,17 +82,17 @@ def look_at_table(
         source=path.name,
         dataset="table",
         root=os.path.relpath(path, target.parent),
-        options=options | dict(found.units),
+        options=options | dict(labelled.units),
         splits=splits,
-        label_space=labels.definition_in(found.label, target),
-        prompt=found.prompt,
+        label_space=labels.definition_in(labelled.label, target),
+        prompt=labelled.prompt,
     )
     lines = [f"{path}: {len(table):,} rows, columns {table.names()}", ""]
-    lines += _lines(found, located, options)
+    lines += _lines(labelled, located, options)
     if note:
         lines.append(note)
-    shown = found.used or list(table.columns)[:5]
-    return Finding(content, [*lines, "", *examples(table, shown)])
+    example_columns = labelled.used or list(table.columns)[:5]
+    return Finding(content, [*lines, "", *examples(table, example_columns)])
 
 
 # --- columns and labels ---------------------------------------------------------------------------
@@ -164,22 +164,22 @@ def _locate(path: Path, layout: Layout, choices: Choices) -> Located:
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def _splits(found: Guesses, choices: Choices) -> tuple[str | None, dict[str, Any]]:
+def _splits(layout: Guesses, choices: Choices) -> tuple[str | None, dict[str, Any]]:
     """(a line about people, `splits`)."""
-    by, groups, note = _groups(found, choices)
-    table, roles, guess = found.table, found.roles, found.label
+    by, groups, note = _groups(layout, choices)
+    table, roles, guess = layout.table, layout.roles, layout.label
     splits: dict[str, Any] = {}
     present = set(table_splits(table.path, TableOptions())) if table.path.is_dir() else set()
     if "split" in roles:
-        column = found.columns[roles["split"]]
+        column = layout.columns[roles["split"]]
         splits["column"] = column.name
         if names := guesses.split_names(column):
             splits["names"] = names
         words = {word: names.get(word) or SPLIT_WORDS[word.casefold()] for word in column.words}
         present = set(words.values())
-    is_checked = "label" in roles and not found.repeated and not guess.space.multi_label
+    is_checked = "label" in roles and not layout.repeated and not guess.space.multi_label
     if is_checked and "test" not in present:
-        row_labels = _row_labels(found.columns[roles["label"]], guess)
+        row_labels = _row_labels(layout.columns[roles["label"]], guess)
         divide.check_rows(table, groups, row_labels, by=by)
     taken = divide.shares(present, len(set(groups)))
     if taken:
@@ -190,15 +190,15 @@ def _splits(found: Guesses, choices: Choices) -> tuple[str | None, dict[str, Any
     return (note if taken or by == "subject" else None), splits
 
 
-def _groups(found: Guesses, choices: Choices) -> tuple[str, list[str], str | None]:
+def _groups(layout: Guesses, choices: Choices) -> tuple[str, list[str], str | None]:
     """(subject, video or image; the person, video or picture of each row; a line about why)."""
-    roles, rows = found.roles, [str(i) for i in range(len(found.table))]
-    if found.repeated:
-        rows = [str(code) for code in found.columns[roles["image"]].codes.tolist()]
+    roles, rows = layout.roles, [str(i) for i in range(len(layout.table))]
+    if layout.repeated:
+        rows = [str(code) for code in layout.columns[roles["image"]].codes.tolist()]
     if choices.split_by == "image":
         return "image", rows, None
-    people = found.columns[roles["subject"]].texts() if "subject" in roles else None
-    videos = found.tool.videos if found.tool and not found.names_pictures else None
+    people = layout.columns[roles["subject"]].texts() if "subject" in roles else None
+    videos = layout.tool.videos if layout.tool and not layout.names_pictures else None
     if choices.split_by == "subject" and people is None:
         raise UserError("--split-by subject needs a column that names people: --subject COLUMN")
     if choices.split_by == "video" and videos is None:
@@ -207,8 +207,8 @@ def _groups(found: Guesses, choices: Choices) -> tuple[str, list[str], str | Non
     if people is not None and choices.split_by != "video":
         if None in people:
             raise UserError(
-                f"{found.table.where(people.index(None))}: {roles['subject']!r} is empty, so it is "
-                "not known who that is: fill it in, or split by picture, --split-by image"
+                f"{layout.table.where(people.index(None))}: {roles['subject']!r} is empty, so the "
+                "person is not known: fill it in, or split by picture, --split-by image"
             )
         if len(set(people)) > 1:
             return "subject", list(map(str, people)), None
@@ -235,56 +235,56 @@ def _row_labels(column: Column, guess: LabelGuess) -> list[tuple[str, ...]]:
 # --- the file -------------------------------------------------------------------------------------
 
 
-def _options(found: Guesses) -> dict[str, Any]:
+def _options(layout: Guesses) -> dict[str, Any]:
     """The options of `table`."""
     named: dict[str, Any] = {
         role: name
-        for role, name in found.roles.items()
-        if role != "split" and name in found.table.columns
+        for role, name in layout.roles.items()
+        if role != "split" and name in layout.table.columns
     }
-    box, box_options = face_box(found.columns)
+    box, box_options = face_box(layout.columns)
     if box is not None:
         named["face_box"] = box
-    used = {*found.roles.values(), *(box if isinstance(box, list) else [box])}
-    of_tool = COLUMNS[found.tool.tool] if found.tool else {}
+    used = {*layout.roles.values(), *(box if isinstance(box, list) else [box])}
+    of_tool = COLUMNS[layout.tool.tool] if layout.tool else {}
     for name in FIELDS:  # columns that would be read by their names alone
-        column = found.table.find(name)
+        column = layout.table.find(name)
         if name in named or column is None or name in of_tool:
             continue
-        is_id = name == "id" and len(found.columns[column].values) == len(found.table)
+        is_id = name == "id" and len(layout.columns[column].values) == len(layout.table)
         if not is_id and (name == "id" or column not in used):
             named[name] = None
-    if found.tool and found.tool.label and "label" in found.roles:
+    if layout.tool and layout.tool.label and "label" in layout.roles:
         named.setdefault("emotion", None)  # the label is the user's, and not the program's
-        if found.label.space.field == "emotion":
+        if layout.label.space.field == "emotion":
             del named["emotion"]
-    options: dict[str, Any] = {"tool": found.tool.tool} if found.tool else {}
+    options: dict[str, Any] = {"tool": layout.tool.tool} if layout.tool else {}
     if named:
         options["columns"] = named
     options |= box_options
-    if found.label.mapping:
-        options["labels"] = found.label.mapping
-    affect = [found.columns[found.roles[role]] for role in NUMBERS if role in found.roles]
+    if layout.label.mapping:
+        options["labels"] = layout.label.mapping
+    affect = [layout.columns[layout.roles[role]] for role in NUMBERS if role in layout.roles]
     if any(column.has_decimal_commas for column in affect):
         options["decimal"] = ","
-    if found.marks is not None:
-        options["votes"] = list(found.marks.names)
-    if found.raters:
-        options["raters"] = list(found.raters)
-    if found.repeated:
+    if layout.marks is not None:
+        options["votes"] = list(layout.marks.names)
+    if layout.raters:
+        options["raters"] = list(layout.raters)
+    if layout.repeated:
         options["votes_in_rows"] = True
-    if found.pattern is not None:
-        options["name_pattern"] = found.pattern
-    if found.au_labels:
+    if layout.pattern is not None:
+        options["name_pattern"] = layout.pattern
+    if layout.au_labels:
         options["au_labels"] = True
     return options
 
 
-def _lines(found: Guesses, located: Located, options: Mapping[str, Any]) -> list[str]:
-    roles, tool, guess = found.roles, found.tool, found.label
-    lines = role_lines(found.columns, roles, guess, located.text)
+def _lines(layout: Guesses, located: Located, options: Mapping[str, Any]) -> list[str]:
+    roles, tool, guess = layout.roles, layout.tool, layout.label
+    lines = role_lines(layout.columns, roles, guess, located.text)
     if tool is not None:
-        if not found.names_pictures:
+        if not layout.names_pictures:
             what = "video" if tool.videos else "image"
             lines.insert(0, line(what, tool.files.name if tool.files else "", located.text))
         lines.insert(0, line("program", tool.title, "its columns are read as it writes them"))
@@ -292,31 +292,31 @@ def _lines(found: Guesses, located: Located, options: Mapping[str, Any]) -> list
             lines.append(line("label", tool.label, counted(guess)))
         if tool.units:
             lines.append(line("action units", f"{len(tool.units)}", _named(tool.units)))
-    lines += _label_lines(found)
+    lines += _label_lines(layout)
     box = options.get("columns", {}).get("face_box") or []
     written = tool.columns if tool else ()
     return lines + unused(
-        found.table, [*found.used, *written, *found.units.get("aus", {}).values(), *box]
+        layout.table, [*layout.used, *written, *layout.units.get("aus", {}).values(), *box]
     )
 
 
-def _label_lines(found: Guesses) -> list[str]:
+def _label_lines(layout: Guesses) -> list[str]:
     """Lines about labels that are not in one column."""
-    roles, tool, guess = found.roles, found.tool, found.label
+    roles, tool, guess = layout.roles, layout.tool, layout.label
     lines = []
-    if found.pattern is not None:
-        lines.append(line("", "", f"names of files are read as {found.pattern}"))
-    if found.marks or (tool and tool.votes and "label" not in roles):
+    if layout.pattern is not None:
+        lines.append(line("", "", f"names of files are read as {layout.pattern}"))
+    if layout.marks or (tool and tool.votes and "label" not in roles):
         kind = "all that are 1" if guess.space.multi_label else "most votes"
         lines.append(line("label", kind, ", ".join(guess.space.labels)))
-    if found.raters:
-        lines.append(line("label", f"most of {len(found.raters)} raters", counted(guess)))
-    if found.repeated:
-        text = f"{found.repeated:,} pictures have several rows: each row is counted as a vote"
+    if layout.raters:
+        lines.append(line("label", f"most of {len(layout.raters)} raters", counted(guess)))
+    if layout.repeated:
+        text = f"{layout.repeated:,} pictures have several rows: each row is counted as a vote"
         lines.append(line("", "", text))
-    if units := found.units.get("aus"):
+    if units := layout.units.get("aus"):
         lines.append(line("action units", f"{len(units)} columns", ", ".join(units)))
-    if found.au_labels:
+    if layout.au_labels:
         text = "no column holds another label: a model learns to name the action units"
         lines.append(line("label", "action units", text))
     return lines

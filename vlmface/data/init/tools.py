@@ -60,14 +60,16 @@ def of_table(table: Table) -> ToolTable | None:
     if tool is None:
         return None
     written = re.compile(_WRITTEN[tool])
-    own = frozenset(name for name in table.columns if written.fullmatch(name.strip().lower()))
+    written_columns = frozenset(
+        name for name in table.columns if written.fullmatch(name.strip().lower())
+    )
     name = table.find(COLUMNS[tool].get("image", "")) if "image" in COLUMNS[tool] else None
     files = None if name is None else column_of(table, name)
     expression = COLUMNS[tool].get("emotion")
     votes = columns_like(table, EMOTIONS) if tool == "pyfeat" else []
     return ToolTable(
         tool,
-        own,
+        written_columns,
         files,
         _videos(table, tool, files),
         table.find(expression) if expression else None,

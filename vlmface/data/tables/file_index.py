@@ -60,13 +60,13 @@ class FileIndex:
         if not parts:
             return None
         key = self._key(parts[-1])
-        found = self._paths.get(key, [])
-        if not found and self._stems and key.isascii() and key.isdigit():
-            found = self._numbers.get(key.lstrip("0"), [])
-        if not found:
+        paths = self._paths.get(key, [])
+        if not paths and self._stems and key.isascii() and key.isdigit():
+            paths = self._numbers.get(key.lstrip("0"), [])
+        if not paths:
             return None
-        common = [_common_end(parts[:-1], path[:-1]) for path in found]
-        best = [path for path, n in zip(found, common, strict=True) if n == max(common)]
+        common = [_common_end(parts[:-1], path[:-1]) for path in paths]
+        best = [path for path, n in zip(paths, common, strict=True) if n == max(common)]
         if len(best) > 1:
             both = " and ".join("/".join(path) for path in best[:2])
             raise BadCellError(f"the name of one picture below {self._folder}, and not of {both}")

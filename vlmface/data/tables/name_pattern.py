@@ -36,9 +36,9 @@ class NamePattern:
         parts = list(_PART.finditer(without_suffix(pattern)))
         self.fields = tuple(part[1] for part in parts if part[1] is not None)
         whole = "".join(part[0] for part in parts) == without_suffix(pattern)
-        known = set(self.fields) <= set(FIELDS) and len(self.fields) == len(set(self.fields))
+        are_known = set(self.fields) <= set(FIELDS) and len(self.fields) == len(set(self.fields))
         parted = not any(_is_place(a) and _is_place(b) for a, b in pairwise(parts))
-        if not (whole and self.fields and known and parted and len(pattern) <= MAX_LENGTH):
+        if not (whole and self.fields and are_known and parted and len(pattern) <= MAX_LENGTH):
             raise UserError(
                 f"name_pattern={pattern!r}: use {{subject}} or {{label}} once each, * for the "
                 "rest, and other characters between them, as in {subject}_{label}_*"

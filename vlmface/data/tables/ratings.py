@@ -116,9 +116,9 @@ def _groups(columns: dict[str, Any]) -> tuple[list[int], np.ndarray]:
 
 def _means(cells: Sequence[Any], groups: np.ndarray, n: int) -> np.ndarray:
     values = np.array([np.nan if cell is None else cell for cell in cells], np.float64)
-    given = ~np.isnan(values)
-    sums = np.bincount(groups[given], values[given], n)
-    counts = np.bincount(groups[given], minlength=n)
+    is_number = ~np.isnan(values)
+    sums = np.bincount(groups[is_number], values[is_number], n)
+    counts = np.bincount(groups[is_number], minlength=n)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
@@ -131,10 +131,10 @@ def _voted(
     majority: Majority,
 ) -> dict[str, Any]:
     """The columns of votes and of the labels with most of them."""
-    given = [cell[0] if isinstance(cell, list) else cell for cell in cells]
-    words = list(dict.fromkeys(word for word in given if word))
+    row_labels = [cell[0] if isinstance(cell, list) else cell for cell in cells]
+    words = list(dict.fromkeys(word for word in row_labels if word))
     votes = np.zeros((n, len(words)))
-    np.add.at(votes, groups, _counts(given, words))
+    np.add.at(votes, groups, _counts(row_labels, words))
     return {
         "label_votes": vote_column(words, votes.astype(np.int64)),
         labels.field: labels.column(majority(words, votes, labels, where)),
