@@ -117,6 +117,34 @@ def test_a_pool_survives_what_fails() -> None:
         assert again is first
 
 
+CLOSED_IN_USE = """
+import threading
+import skimage
+from PIL import Image
+from vlmface.data.detect import Detector
+
+image = Image.fromarray(skimage.data.astronaut())
+detector = Detector()
+with detector._landmarkers.lend(), detector._tile_detectors.lend():
+    detector.close()
+threads = [
+    threading.Thread(target=lambda: [detector.search(image) for _ in range(3)]) for _ in range(4)
+]
+for thread in threads:
+    thread.start()
+while any(thread.is_alive() for thread in threads):
+    detector.close()
+detector.close()
+"""
+
+
+@needs_detector
+def test_a_detector_that_is_closed_in_use_ends_and_writes_nothing() -> None:
+    command = [sys.executable, "-c", CLOSED_IN_USE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.fixture(scope="module")
 def detector() -> Any:
     with detect.Detector() as found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from helpers.scripts import ROOT, load_script
 from vlmface import cli, data
 from vlmface.data import mixture, option_checks, options
 from vlmface.errors import UserError
-from vlmface.evaluate import faithfulness, robustness, sweep
+from vlmface.evaluate import faithfulness, landmarks, robustness, sweep
 from vlmface.evaluate import run as evaluation
 from vlmface.pipelines import context_ablation, loop, synthesize
 from vlmface.rationale.types import BuildSettings
@@ -47,6 +48,8 @@ SETTINGS: dict[str, type] = {
     "faithfulness": faithfulness.Settings,
     "robustness": robustness.Settings,
     "sweep": sweep.Settings,
+    "landmarks": landmarks.Settings,
+    "fit_aus": load_script("recipes/fit_aus.py").Settings,
     "lmms_eval": load_script("eval/lmms_eval/generate.py").Settings,
     "gateway": Gateway,
 }
@@ -84,6 +87,9 @@ def test_no_class_of_settings_is_left_out() -> None:
         ),
         "vlmface.train.clip.settings.Training",
     }
+    for path in (ROOT / "vlmface").rglob("*.py"):
+        if re.search(r"^class .*\(.*(Checked|Settings)\b", path.read_text("utf-8"), re.M):
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     ours = {
         f"{cls.__module__}.{cls.__qualname__}"
         for cls in below(Checked)

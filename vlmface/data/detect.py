@@ -70,9 +70,8 @@ class Detector:
 
     def close(self) -> None:
         """Close the landmarkers and detectors; those in use are closed when they are returned."""
-        with quiet():
-            self._landmarkers.close()
-            self._tile_detectors.close()
+        self._landmarkers.close()
+        self._tile_detectors.close()
 
     def faces(self, image: Image.Image) -> list[Box]:
         """The boxes of the faces in an image of any mode, in its own pixels, the largest first."""
@@ -258,12 +257,13 @@ class _Pool:
             finally:
                 with self._lock:
                     if age < self._age:
-                        thing.close()
+                        with quiet():
+                            thing.close()
                     else:
                         self._idle.append(thing)
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, quiet():  # in this order, which is that of `lend`
             self._age += 1
             while self._idle:
                 self._idle.pop().close()
