@@ -74,7 +74,7 @@ def test_images_follow_seed_epoch_and_row() -> None:
     changes = Augmentation(0.5, corruptions.NAMES, flip=True, seed=3)
 
     def pixels(epoch: int, row: int) -> Any:
-        (changed,), is_flipped = changes.change([image], epoch, row)
+        (changed,), is_flipped, _ = changes.change([image], epoch, row)
         return np.asarray(changed), is_flipped
 
     drawn = {(epoch, row): pixels(epoch, row) for epoch in range(4) for row in range(50)}
@@ -87,7 +87,7 @@ def test_images_follow_seed_epoch_and_row() -> None:
     assert any((drawn[0, k][0] != drawn[1, k][0]).any() for k in range(50))
     never = Augmentation(0.0, (), flip=False, seed=3)
     assert all((np.asarray(never.change([image], 0, k)[0][0]) == plain).all() for k in range(20))
-    views, _ = Augmentation(1.0, ["noise"], flip=True, seed=0).change([image] * 2, 0, 0)
+    views, *_ = Augmentation(1.0, ["noise"], flip=True, seed=0).change([image] * 2, 0, 0)
     assert (np.asarray(views[0]) == np.asarray(views[1])).all()
 
 

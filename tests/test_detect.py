@@ -71,7 +71,7 @@ def test_a_pool_makes_as_many_as_are_used_at_once() -> None:
         made.append(Thing())
         return made[-1]
 
-    pool = detect._Pool(make, most=3)
+    pool = detect.Pool(make, most=3)
     for _ in range(5):
         with pool.lend() as one:
             assert one is made[0]
@@ -108,7 +108,7 @@ def test_a_pool_survives_what_fails() -> None:
             raise one
         return one
 
-    pool = detect._Pool(make, most=1)
+    pool = detect.Pool(make, most=1)
     with pytest.raises(OSError, match="no memory"), pool.lend():
         pass
     with pytest.raises(ZeroDivisionError), pool.lend() as first:

@@ -19,7 +19,7 @@ from vlmface import data, prompts
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 from vlmface.train import task_sampling
-from vlmface.train.rows import token_weights
+from vlmface.train.evidence_changes import token_weights
 
 EMOTION = prompts.load("facescan_emotion")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
+SOURCE_COLUMN = "source"  # of rows that may be encoded again with another text
 
 
 def encode_text(
@@ -320,7 +321,7 @@ class Collator:
 
     A row is the result of `encode`; or that of `encode_text` with an `image`, or several as
     `images`, which are preprocessed here, so that a data set need not hold pixels in memory. Its
-    number `row`, if it has one, is passed on, its `length` is not.
+    number `row`, if it has one, is passed on, its `length` and SOURCE_COLUMN are not.
 
     Args:
         processor: The processor.
@@ -360,7 +361,7 @@ class Collator:
                 batch["row"] = torch.tensor([row["row"] for row in rows])
             elif isinstance(value, torch.Tensor):
                 batch[name] = _concatenate([row[name] for row in rows])
-            elif name not in (*IMAGE_COLUMNS, "length"):
+            elif name not in (*IMAGE_COLUMNS, "length", SOURCE_COLUMN):
                 filler = fillers.get(name, 0)
                 batch[name] = torch.tensor([pad(row[name], filler) for row in rows])
         batch["attention_mask"] = torch.tensor(

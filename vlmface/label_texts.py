@@ -46,6 +46,7 @@ class LabelTexts:
     notes: str | None = None
 
     has_rationale = False  # nothing is said beside the labels
+    uses_evidence = False
 
     @property
     def multi_label(self) -> bool:

@@ -25,7 +25,7 @@ from vlmface.utils.files import atomic_write
 
 FILENAME = "vlmface.json"
 PROMPTS_DIR = "prompts"  # folder of a run
-SCHEMA = 4
+SCHEMA = 5
 TINY_MODEL = "vlmface-tiny"
 CLIP = "clip"  # the `family` of a CLIP, which is none of vlmface.families
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
@@ -68,6 +68,8 @@ class Manifest:
         quantization: What the base's language model was quantised to while the adapter was trained;
             null if it was not. The model is loaded with the unquantised base.
         init_from: {"id", "sha"} of the adapter that training started from; null: a new one.
+        evidence: The estimator of the evidence in the prompts (`aus.evidence.identity`); null: they
+            contain none.
         clip_classifier: How a CLIP's classifier is built (`clip.classifier.Shape`).
         created: Time of training, UTC.
         schema: Version of this format.
@@ -94,6 +96,7 @@ class Manifest:
     faces: str = "largest"
     quantization: str | None = None
     init_from: dict[str, str] | None = None
+    evidence: dict[str, Any] | None = None
     clip_classifier: dict[str, Any] | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     schema: int = SCHEMA
@@ -273,6 +276,13 @@ _WEIGHT_FILE = r"(?:adapter_model|trained|model(?:-\d{5}-of-\d{5})?)\.safetensor
 )
 _is_model = _entry(id=_matches(r"[^\0-\x1f]{1,1000}"), sha=_is_sha)
 _PROMPT_ENTRY = _entry(id=_is_name, sha=_is_sha, label_space=_is_name, label_space_sha=_is_sha)
+_is_evidence = _entry(
+    estimator=_is_name,
+    sha256=_matches("[0-9a-f]{64}"),
+    landmarker_sha256=_matches("[0-9a-f]{64}"),
+    measurement=_number(1, 10**6),
+    format=_number(1, 10**6),
+)
 _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "recipe": (_is_name, "a name"),
     "family": (_is_name, "a name"),
@@ -306,6 +316,7 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "faces": (_matches("none|largest"), "none or largest"),
     "quantization": (_either(_is_none, _is_name), "null or a name"),
     "init_from": (_either(_is_none, _is_model), "null or {id, sha} with 12 hex digits"),
+    "evidence": (_either(_is_none, _is_evidence), "null, or the estimator with its hashes"),
     "clip_classifier": (_either(_is_none, _is_view), "null or settings of a classifier"),
     "created": (_text(100), "a time"),
     "schema": (_number(SCHEMA, SCHEMA), str(SCHEMA)),

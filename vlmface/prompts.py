@@ -16,12 +16,14 @@ from typing import Any, Protocol
 
 from vlmface import answers, facs, label_spaces
 from vlmface.errors import UserError, did_you_mean
+from vlmface.evidence import VERSION as EVIDENCE_VERSION
 from vlmface.registry import Registry
 from vlmface.resources import content_sha, definitions, is_yaml, read_yaml
 from vlmface.schema import FaceSample
 
 _KEYS = ("id", "version", "format", "label_space", "images", "system", "user", "source", "notes")
 _NUMBERS = ("version", "images")
+_EVIDENCE = "{evidence}"
 _MOST_IMAGES = 128
 _REQUIRED = ("id", "version", "format", "label_space", "user", "source")
 
@@ -42,11 +44,16 @@ class PromptLike(Protocol):
     def multi_label(self) -> bool: ...
     @property
     def has_rationale(self) -> bool: ...
+    @property
+    def uses_evidence(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A prompt as its file holds it: `system` and `user` still have their placeholders.
+
+    `{candidates}` and `{au_definitions}` are the same in all rows. `{evidence}` is the text of
+    `vlmface.evidence` about the face that is shown.
 
     `label_space` is the id of a built-in label space, or a label space. `images`: how many pictures
     it is about, which stand before the question, so that it may call them image 1, image 2, ...
@@ -78,22 +85,37 @@ class Prompt:
                 "version": self.version,
                 "format": self.format,
                 "label_space": [self.space.id, self.space.sha],
-                "messages": self.messages(),
+                "messages": self.messages(f"{{evidence {EVIDENCE_VERSION}}}"),
             }
         )
 
-    def messages(self) -> list[dict[str, Any]]:
-        """Chat messages in the block form of transformers: the images first, then the question."""
+    @cached_property
+    def uses_evidence(self) -> bool:
+        """Whether it contains measured movements of the face."""
+        return _EVIDENCE in f"{self.system} {self.user}"
+
+    def messages(self, evidence: str | None = None) -> list[dict[str, Any]]:
+        """Chat messages in the block form of transformers: the images first, then the question.
+
+        Args:
+            evidence: The text of `vlmface.evidence` about the face; without effect for a
+                prompt that does not use it.
+
+        Raises:
+            UserError: The prompt uses evidence, and there is none.
+        """
         pictures = [{"type": "image"} for _ in range(self.images)]
-        content = [*pictures, {"type": "text", "text": self._fill(self.user)}]
+        text = self._fill(self.user, evidence)
+        content = [*pictures, {"type": "text", "text": text}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self.system is not None:
-            system = [{"type": "text", "text": self._fill(self.system)}]
+            system = [{"type": "text", "text": self._fill(self.system, evidence)}]
             messages.insert(0, {"role": "system", "content": system})
         return messages
 
-    def _fill(self, text: str) -> str:
+    def _fill(self, text: str, evidence: str | None) -> str:
         values = {
+            "evidence": evidence,
             "candidates": ", ".join(self.order or self.space.labels),
             "au_definitions": "\n".join(
                 f"{facs.name(au)} {facs.AUS[au].name}: {facs.AUS[au].cue}."
@@ -107,7 +129,13 @@ class Prompt:
                     f"prompt {self.id!r} has the placeholder {match[0]}: "
                     f"use one of {', '.join('{' + name + '}' for name in values)}"
                 )
-            return values[match[1]]
+            filled = values[match[1]]
+            if filled is None:
+                raise UserError(
+                    f"prompt {self.id!r} contains measured movements of each face, which cannot be "
+                    "given here: use a prompt without {evidence}"
+                )
+            return filled
 
         return re.sub(r"\{(\w+)\}", value, text)
 
@@ -340,7 +368,7 @@ def read(path: Path, *, trusted: bool = True) -> Prompt:
     content["user"] = content["user"].strip()
     content["system"] = (content.get("system") or "").strip() or None
     prompt = Prompt(**content)
-    prompt.messages()
+    prompt.messages("")
     if prompt.space.multi_label != prompt.multi_label:
         fitting = [
             f

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -40,6 +39,7 @@ class FaceUnits:
         confidence: {AU: 0..1}, how likely "present" or "absent" is right; 0.5 is a guess.
         yaw, pitch: of the head in degrees; None if it could not be measured. Positive yaw turns it
             to the picture's right, positive pitch lowers the chin.
+        photographed: 0..1, how likely the face is photographed and not rendered.
         reason: why the face was not estimated.
     """
 
@@ -50,6 +50,7 @@ class FaceUnits:
     confidence: dict[int, float] = field(default_factory=dict)
     yaw: float | None = None
     pitch: float | None = None
+    photographed: float | None = None
     reason: str | None = None
 
     @property
@@ -78,8 +79,8 @@ class FaceUnits:
 
 
 class Estimator:
-    """Finds faces and estimates their action units. Threads may share one; they take turns. Use it
-    in a `with` block.
+    """Finds faces and estimates their action units; any number of threads may share one. Use it in
+    a `with` block.
 
     Args:
         model: by default the model of the package.
@@ -91,8 +92,7 @@ class Estimator:
     def __init__(self, model: Model | None = None) -> None:
         self.model = Model.load() if model is None else model
         self._detector = detect.Detector()
-        self._landmarker = measurement.Landmarker()
-        self._turn = threading.Lock()
+        self._landmarkers = detect.Pool(measurement.Landmarker, detect.MAX_LANDMARKERS)
 
     def __enter__(self) -> Estimator:
         return self
@@ -101,9 +101,9 @@ class Estimator:
         self.close()
 
     def close(self) -> None:
-        """Close the detector and the landmarker."""
+        """Close the detector and the landmarkers."""
         self._detector.close()
-        self._landmarker.close()
+        self._landmarkers.close()
 
     def faces(self, image: Image.Image) -> list[FaceUnits]:
         """All faces that a search of the picture finds, see `detect.Detector.search`."""
@@ -136,9 +136,9 @@ class Estimator:
     def _views(self, image: Image.Image, box: Box) -> tuple[Measurement, Measurement] | None:
         """The measurements of a face and of its mirror image."""
         square = measurement.face_square(image, box)
-        with self._turn:
-            view = self._landmarker.measure(square)
-            mirrored = None if view is None else self._landmarker.measure(square[:, ::-1])
+        with self._landmarkers.lend() as landmarker:
+            view = landmarker.measure(square)
+            mirrored = None if view is None else landmarker.measure(square[:, ::-1])
         return None if view is None or mirrored is None else (view, mirrored)
 
     def estimate(
@@ -193,6 +193,7 @@ def _face(model: Model, box: Box, estimates: Estimates, row: int) -> FaceUnits:
         },
         yaw=yaw,
         pitch=pitch,
+        photographed=float(estimates.photographed[row]),
     )
 
 

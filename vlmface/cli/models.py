@@ -270,6 +270,13 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         help="of a server: fields of each request, such as temperature=null "
         "max_completion_tokens=256; null removes a field",
     )
+    command.add_argument(
+        "--evidence",
+        choices=("measured", "withheld"),
+        default="measured",
+        help="of prompts that contain measured movements of the face; withheld: they are not "
+        "measured, and the prompt says so (default: measured)",
+    )
 
 
 def _predictor_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -282,4 +289,5 @@ def _predictor_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "run_dir": arguments.run_dir,
         "served_model_name": arguments.served_model_name,
         "api_key_env": arguments.api_key_env,
+        "evidence": arguments.evidence,
     }

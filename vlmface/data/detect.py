@@ -59,8 +59,8 @@ class Detector:
             raise UserError(f"to find faces, pip install 'vlmface[detect]' ({error})") from error
         self._vision = vision
         self._weights = landmarker_file.read()
-        self._landmarkers = _Pool(self._landmarker, MAX_LANDMARKERS)
-        self._tile_detectors = _Pool(self._tile_detector, MAX_LANDMARKERS)
+        self._landmarkers = Pool(self._landmarker, MAX_LANDMARKERS)
+        self._tile_detectors = Pool(self._tile_detector, MAX_LANDMARKERS)
 
     def __enter__(self) -> Detector:
         return self
@@ -234,7 +234,7 @@ class Detector:
             return detector
 
 
-class _Pool:
+class Pool:
     """Lends objects to threads, `most` at a time. An object is made when all others are lent, so
     that consecutive threads share the first. Objects that are returned after `close` are closed;
     the pool itself can be used again."""

@@ -49,7 +49,9 @@ def main(argv: Sequence[str]) -> int:
         ):
             if run_or_url is None:
                 continue
-            predictor = Predictor.load(run_or_url, run_dir=run_dir, prompt=prompt)
+            predictor = Predictor.load(
+                run_or_url, run_dir=run_dir, prompt=prompt, evidence=arguments.evidence
+            )
             predictors.append(stack.enter_context(predictor))
             cards.append(_model_card(predictor, run_or_url, run_dir))
         demo = Demo(predictors, cards, Path(temporary))
@@ -69,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         "--run-dir", metavar="RUN", help="for a server: the folder of the run that it serves"
     )
     parser.add_argument("--prompt", help="use this prompt only; a base model needs one")
+    parser.add_argument(
+        "--evidence",
+        choices=("measured", "withheld"),
+        default="measured",
+        help="of prompts that contain measured movements of the face (default: measured)",
+    )
     parser.add_argument("--compare", metavar="RUN|URL", help="a second model to compare with")
     parser.add_argument("--compare-run", metavar="RUN", help="--run_dir for the second model")
     parser.add_argument("--compare-prompt", metavar="PROMPT", help="--prompt for the second model")

@@ -10,6 +10,7 @@ writing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from vlmface import label_votes
 from vlmface.adapter import attach
 from vlmface.answers import Answer
+from vlmface.aus.evidence import COLUMN as EVIDENCE
 from vlmface.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.data import crop_cache, crops
 from vlmface.data.row_images import image_refs, open_images, open_row_image, row_image_size
@@ -109,8 +111,9 @@ def answer(
             rows, _batches(rows, left, batch_size, predictor.pads)
         ):
             are_faces = [not is_without_face(row, predictor.views) for row in part]
+            evidence = [row.get(EVIDENCE) for row in part]
             answers = [
-                _predict_faces(single, images, are_faces, scoring, batch_size)
+                _predict_faces(single, images, evidence, are_faces, scoring, batch_size)
                 for single in predictors
             ]
             for row, row_answers in zip(part, zip(*answers, strict=True), strict=True):
@@ -151,7 +154,10 @@ def predict_remote(
                 predictions = [NO_PREDICTION] * len(prompts)
             else:
                 image = await asyncio.to_thread(open_images, job.row)
-                predictions = [await server.predict(client, prompt, image) for prompt in prompts]
+                evidence = job.row.get(EVIDENCE)
+                predictions = [
+                    await server.predict(client, prompt, image, evidence) for prompt in prompts
+                ]
             lines = [
                 prediction_record(job.row, benchmark, prompt, prediction)
                 for prompt, prediction in zip(prompts, predictions, strict=True)
@@ -253,13 +259,17 @@ def is_without_face(row: Mapping[str, Any], views: Sequence[crops.View]) -> bool
 def _predict_faces(
     predictor: LocalModel | ClipModel,
     images: Sequence[ImageOrImages],
+    evidence: Sequence[str | None],
     are_faces: Sequence[bool],
     scoring: str,
     batch_size: int,
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     """`_predict_and_score` of the faces; no prediction for the other images."""
-    faces = [image for image, is_face in zip(images, are_faces, strict=True) if is_face]
-    answers = iter(_predict_and_score(predictor, faces, scoring, batch_size) if faces else [])
+    faces = list(itertools.compress(images, are_faces))
+    known = list(itertools.compress(evidence, are_faces))
+    answers = iter(
+        _predict_and_score(predictor, faces, known, scoring, batch_size) if faces else []
+    )
     return [next(answers) if is_face else (NO_PREDICTION, None) for is_face in are_faces]
 
 
@@ -275,15 +285,21 @@ def undecoded_rows(rows: datasets.Dataset) -> list[dict[str, Any]]:
 def _predict_and_score(
     predictor: LocalModel | ClipModel,
     images: Sequence[ImageOrImages],
+    evidence: Sequence[str | None],
     scoring: str,
     batch_size: int,
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
+    from vlmface.infer.local import LocalModel
+
+    arguments: dict[str, Any] = {"batch_size": batch_size, "preprocessed": True}
+    if isinstance(predictor, LocalModel):
+        arguments["evidence"] = evidence
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)
     if scoring != "likelihood":
-        written = predictor.predict(images, batch_size=batch_size, preprocessed=True)
+        written = predictor.predict(images, **arguments)
     if scoring != "generate":
-        scored = predictor.score(images, batch_size=batch_size, prior=True, preprocessed=True)
+        scored = predictor.score(images, prior=True, **arguments)
     return list(zip(written, scored, strict=True))
 
 
@@ -327,6 +343,8 @@ def prediction_record(
         record["labels"] = None if prediction is None else list(answer.labels)
     if prediction is not None and prediction.affect is not None:
         record["affect"] = prediction.affect
+    if prompt.uses_evidence:
+        record["evidence"] = row.get(EVIDENCE)
     if row.get("face_found") is not None:
         record["face_found"] = row["face_found"]
     if scores is not None:

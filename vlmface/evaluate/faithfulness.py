@@ -15,6 +15,7 @@ reliance     does the label agree with the AUs that the model itself names, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -450,7 +451,8 @@ def run(settings: Settings) -> dict[str, Any]:
     predictor = LocalModel.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
-    figures, results = measure(predictor, settings)
+    with contextlib.closing(predictor):
+        figures, results = measure(predictor, settings)
     about = {
         "model": settings.model,
         "prompt": {"id": predictor.prompt.id, "sha": predictor.prompt.sha},

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import manifest
+from vlmface.aus.evidence import COLUMN as EVIDENCE
 from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.data import corruptions
 from vlmface.data.row_images import open_images, open_row_image
@@ -87,17 +89,22 @@ def measure(
                 [corruptions.corrupt(image, name, strength, key=key) for image in images_of_row]
                 for images_of_row, key in zip(images, rows["id"], strict=True)
             ]
+            evidence = asking.evidence_of(pictures)  # of what is shown: of the corrupted pictures
             predictions = asking.predict(
-                pictures, batch_size=settings.batch_size, probabilities=False, preprocessed=True
+                pictures,
+                batch_size=settings.batch_size,
+                probabilities=False,
+                preprocessed=True,
+                evidence=evidence,
             )
             lines = [
                 answering.prediction_record(
-                    row,
+                    row | {EVIDENCE: text},
                     benchmark,
                     prompt,
                     NO_PREDICTION if answering.is_without_face(row, asking.views) else prediction,
                 )
-                for row, prediction in zip(rows, predictions, strict=True)
+                for row, prediction, text in zip(rows, predictions, evidence, strict=True)
             ]
             scores = compute_metrics(lines, benchmark, [prompt], model=settings.model)
             journal.add({"id": id, "scores": _short(scores, benchmark)})
@@ -259,7 +266,8 @@ def run(settings: Settings) -> dict[str, Any]:
         else:
             config.save_config(settings, out)
         with Journal(out / "sets.jsonl") as journal:
-            figures = measure(predictor, rows, settings, journal)
+            with contextlib.closing(predictor):
+                figures = measure(predictor, rows, settings, journal)
     about = {
         "model": settings.model,
         "benchmark": benchmark.id,

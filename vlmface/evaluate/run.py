@@ -18,7 +18,7 @@ from vlmface import benchmarks, data, label_spaces, label_texts, manifest
 from vlmface.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.data import crops
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, report, scoring_modes, tables
+from vlmface.evaluate import answering, report, scoring_modes, tables, withholding
 from vlmface.evaluate.answering import au_set, filter_by_prompt, scored_prompts
 from vlmface.infer.endpoint import is_url
 from vlmface.label_texts import LabelTexts
@@ -67,6 +67,9 @@ class Settings(Checked):
         concurrency: of a server: requests at a time
         api_key_env: of a server: environment variable that holds its key
         request: of a server: fields of each request; null removes one
+        evidence: of prompts that contain measured movements: those of the face, none, or those of
+            another row
+        pictures: those of the rows, grey ones, or those of another row
     """
 
     benchmark: str
@@ -86,6 +89,18 @@ class Settings(Checked):
     api_key_env: str | None = None
     # Fields of each request to a server, which override ours; null removes one.
     request: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evidence: withholding.Source = "measured"
+    pictures: withholding.Pictures = "shown"
+
+    @property
+    def name(self) -> str:
+        """Of the folder of results in a run, after the benchmark's."""
+        changed = {"evidence": self.evidence, "pictures": self.pictures}
+        return "".join(
+            f"_{name}_{value}"
+            for name, value in changed.items()
+            if value not in ("measured", "shown")
+        )
 
     def check(self) -> None:
         """Refuse options of a server where there is none. Raises UserError."""
@@ -210,9 +225,9 @@ def run(settings: Settings) -> dict[str, Any]:
         )
     benchmark = load_benchmark(settings.benchmark)
     if settings.output_dir is None and not is_run(settings.model) and not is_url(settings.model):
-        folder = Path("runs") / f"eval_{benchmark.id}_{Path(settings.model).name}"
+        folder = Path("runs") / f"eval_{benchmark.id}{settings.name}_{Path(settings.model).name}"
         settings = dataclasses.replace(settings, output_dir=str(folder))
-    with lock.hold(output_folder(settings.model, settings.output_dir, benchmark.id)):
+    with lock.hold(_folder(settings, benchmark)):
         prompt = _prompt(settings, benchmark)
         return _evaluate(settings, benchmark, _open_model(settings, prompt))
 
@@ -238,7 +253,7 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
         )
         predictor = predictor or _open_model(current, current.prompt)
         try:
-            with lock.hold(output_folder(current.model, current.output_dir, benchmark.id)):
+            with lock.hold(_folder(current, benchmark)):
                 results[name] = _evaluate(current, benchmark, predictor)
         except UserError as error:  # the other benchmarks are worth having
             results[name] = str(error)
@@ -252,6 +267,10 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     if output_dir is None and not is_run(model):
         raise UserError(f"{model} is not a run folder: say where to with --output_dir")
     return Path(output_dir or Path(model) / "eval" / name)
+
+
+def _folder(settings: Settings, benchmark: Benchmark) -> Path:
+    return output_folder(settings.model, settings.output_dir, benchmark.id + settings.name)
 
 
 def _prompt(settings: Settings, benchmark: Benchmark) -> str | Prompt | LabelTexts | None:
@@ -342,7 +361,7 @@ def _evaluate(
     about = getattr(predictor, "manifest", None)
     if settings.run_dir:
         about, _ = manifest.load(settings.run_dir)
-    out = output_folder(settings.model, settings.output_dir, benchmark.id)
+    out = _folder(settings, benchmark)
     baseline = load_baseline(benchmark)
     views, frames = (crops.parse_views(about.views), about.num_frames) if about else ((), 1)
     if not isinstance(predictor, ClipModel):
@@ -355,6 +374,8 @@ def _evaluate(
             f"the {benchmark.split} split of {benchmark.dataset} has no rows: check dataset_root"
         )
     _check_labels(rows, benchmark)
+    view = (views, frames)
+    rows = withholding.with_sources(rows, prompts, view, settings.evidence, settings.pictures)
     out.mkdir(parents=True, exist_ok=True)
     with Journal(out / JOURNAL) as journal:
         served_model = predictor.endpoint.model if isinstance(predictor, RemoteModel) else None
@@ -367,6 +388,8 @@ def _evaluate(
         scores["served_model"] = served_model
     if unanswered:
         scores["unanswered"] = len(unanswered)
+    if settings.name:
+        scores |= {"evidence": settings.evidence, "pictures": settings.pictures}
     answering.write_lines(out / "predictions.jsonl", lines)
     answering.write_table(out / "predictions.parquet", lines)
     if about:

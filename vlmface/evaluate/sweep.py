@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmface import manifest, prompts
+from vlmface.aus.evidence import with_evidence
 from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.errors import UserError, did_you_mean
 from vlmface.evaluate import answering
@@ -147,6 +148,7 @@ class Asking:
                 return [line for id in rows["id"] for line in journal.records[id]["lines"]]
             predictor = self._predictor(arm)
             predictor.prompts = [arm.prompt]
+            rows = with_evidence(rows, [arm.prompt])
             return answering.answer(
                 predictor,
                 rows,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from vlmface.errors import UserError
 from vlmface.infer.batcher import DynamicBatcher
 from vlmface.infer.endpoint import NoAnswerError, open_client
+from vlmface.infer.local import LocalModel
 from vlmface.infer.prediction import Prediction
 from vlmface.prompts import Prompt, PromptLike
 
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     import httpx2
 
     from vlmface.infer.clip import ClipModel
-    from vlmface.infer.local import LocalModel
+    from vlmface.infer.face_views import FaceView
     from vlmface.infer.remote import RemoteModel
-    from vlmface.utils.images import ImageOrImages
 
 BATCH_SIZE = 16
 MAX_QUEUE = 64  # requests for a model in this process that are queued at once
@@ -29,18 +29,19 @@ T = TypeVar("T")
 
 
 class Backend(Protocol):
-    """A source of predictions. It receives images to which the run's views have been applied."""
+    """A source of predictions. It receives the views of faces, with the evidence that a prompt may
+    contain."""
 
     @property
     def prompts(self) -> Sequence[PromptLike]: ...
 
     def predict(
-        self, prompt: Any, images: Sequence[ImageOrImages], batch_size: int
+        self, prompt: Any, views: Sequence[FaceView], batch_size: int
     ) -> Sequence[Prediction | NoAnswerError]: ...
 
-    async def apredict(self, prompt: Any, image: ImageOrImages) -> Prediction: ...
+    async def apredict(self, prompt: Any, view: FaceView) -> Prediction: ...
 
-    def stream(self, prompt: Any, image: ImageOrImages) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Any, view: FaceView) -> Iterator[str | Prediction]:
         """Yields the text generated so far, then the final Prediction."""
         ...
 
@@ -53,21 +54,27 @@ class LocalBackend:
     def __init__(self, model: LocalModel | ClipModel, prompts: Sequence[PromptLike]) -> None:
         self.model, self.prompts = model, list(prompts)
         self._model_lock = threading.Lock()
-        self._batcher: DynamicBatcher[ImageOrImages, Prediction] = DynamicBatcher(
+        self._batcher: DynamicBatcher[FaceView, Prediction] = DynamicBatcher(
             self.predict, batch_size=BATCH_SIZE, max_queue=MAX_QUEUE
         )
 
     def predict(
-        self, prompt: Any, images: Sequence[ImageOrImages], batch_size: int = BATCH_SIZE
+        self, prompt: Any, views: Sequence[FaceView], batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
+        images = [view.images for view in views]
         with self._model_lock:
             model = self.model.with_prompt(prompt)
+            if isinstance(model, LocalModel):
+                evidence = [view.evidence for view in views]
+                return model.predict(
+                    images, batch_size=batch_size, preprocessed=True, evidence=evidence
+                )
             return model.predict(images, batch_size=batch_size, preprocessed=True)
 
-    async def apredict(self, prompt: Any, image: ImageOrImages) -> Prediction:
-        return await self._batcher.submit_async(prompt, image)
+    async def apredict(self, prompt: Any, view: FaceView) -> Prediction:
+        return await self._batcher.submit_async(prompt, view)
 
-    def stream(self, prompt: Any, image: ImageOrImages) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Any, view: FaceView) -> Iterator[str | Prediction]:
         """Yields the text generated so far, then the final Prediction.
 
         The generating thread holds the lock, so that the model is free once the text is complete,
@@ -78,13 +85,19 @@ class LocalBackend:
         def generate() -> None:
             try:
                 with self._model_lock:
-                    for piece in self.model.with_prompt(prompt).stream(image):
+                    for piece in self._stream(prompt, view):
                         pieces.put(piece)
             except BaseException as error:
                 pieces.put(error)
 
         threading.Thread(target=generate, name="stream", daemon=True).start()
         yield from _until_prediction(pieces)
+
+    def _stream(self, prompt: Any, view: FaceView) -> Iterator[str | Prediction]:
+        model = self.model.with_prompt(prompt)
+        if isinstance(model, LocalModel):
+            return model.stream(view.images, view.evidence)
+        return model.stream(view.images)
 
     def close(self) -> None:
         self._batcher.close()
@@ -113,34 +126,34 @@ class RemoteBackend:
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _request(self, prompt: Prompt, image: ImageOrImages) -> Prediction:
+    async def _request(self, prompt: Prompt, view: FaceView) -> Prediction:
         async with self._request_slots:
-            return await self.model.predict(self._client, prompt, image)
+            return await self.model.predict(self._client, prompt, view.images, view.evidence)
 
     def predict(
-        self, prompt: Prompt, images: Sequence[ImageOrImages], batch_size: int = BATCH_SIZE
+        self, prompt: Prompt, views: Sequence[FaceView], batch_size: int = BATCH_SIZE
     ) -> list[Prediction | NoAnswerError]:
-        """A prediction for each image, or the error of an image without an answer.
+        """A prediction for each view, or the error of a view without an answer.
 
         `batch_size` has no effect: servers form their own batches.
         """
 
-        async def request(image: ImageOrImages) -> Prediction | NoAnswerError:
+        async def request(view: FaceView) -> Prediction | NoAnswerError:
             try:
-                return await self._request(prompt, image)
+                return await self._request(prompt, view)
             except NoAnswerError as error:
                 return error
 
         async def request_all() -> list[Prediction | NoAnswerError]:
-            return await asyncio.gather(*map(request, images))
+            return await asyncio.gather(*map(request, views))
 
         return self._wait(request_all())
 
-    async def apredict(self, prompt: Prompt, image: ImageOrImages) -> Prediction:
-        future = asyncio.run_coroutine_threadsafe(self._request(prompt, image), self._loop)
+    async def apredict(self, prompt: Prompt, view: FaceView) -> Prediction:
+        future = asyncio.run_coroutine_threadsafe(self._request(prompt, view), self._loop)
         return await asyncio.wrap_future(future)
 
-    def stream(self, prompt: Prompt, image: ImageOrImages) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Prompt, view: FaceView) -> Iterator[str | Prediction]:
         """Yields the text received so far, then the final Prediction.
 
         The reply is read to its end even if the caller reads slowly, so that it does not block a
@@ -155,7 +168,8 @@ class RemoteBackend:
             task.add_done_callback(self._streams.discard)
             try:
                 async with self._request_slots:
-                    async for piece in self.model.stream(self._client, prompt, image):
+                    stream = self.model.stream(self._client, prompt, view.images, view.evidence)
+                    async for piece in stream:
                         pieces.put(piece)
             except asyncio.CancelledError:
                 pieces.put(UserError("the predictor was closed while it answered: load it again"))

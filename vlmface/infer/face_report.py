@@ -32,6 +32,8 @@ class FaceReport:
         views: The views of the picture that the model received.
         search_note: Which faces of the picture may have been missed, as a sentence; None if it was
             not searched for all faces.
+        evidence: The measured movements of the face that the prompts contained; None if they
+            contain none.
     """
 
     answers: Mapping[str, Prediction]
@@ -41,6 +43,7 @@ class FaceReport:
     limitations: str | None = None
     views: crops.Views = ()
     search_note: str | None = None
+    evidence: str | None = None
 
     @property
     def scene_only(self) -> bool:
@@ -113,10 +116,10 @@ class FaceReport:
         """The report for JSON.
 
         Returns:
-            {"box", "face_found", "search_note", "scene_only", "is_confident", "aus": [{"au",
-            "name", "region"}], "rationale", "answers": {task: {"prompt", "label", "probabilities",
-            "status", "complete", "text", "latency_s"}}, "limitations"}. Several labels of a face
-            are one text, separated by commas.
+            {"box", "face_found", "search_note", "scene_only", "is_confident", "evidence", "aus":
+            [{"au", "name", "region"}], "rationale", "answers": {task: {"prompt", "label",
+            "probabilities", "status", "complete", "text", "latency_s"}}, "limitations"}. Several
+            labels of a face are one text, separated by commas.
         """
         return {
             "box": None if self.box is None else [round(float(x), 1) for x in self.box],
@@ -124,6 +127,7 @@ class FaceReport:
             "search_note": self.search_note,
             "scene_only": self.scene_only,
             "is_confident": self.is_confident,
+            "evidence": self.evidence,
             "aus": [
                 {"au": au, "name": facs.AUS[au].name, "region": facs.AUS[au].region}
                 for au in self.aus

@@ -38,12 +38,15 @@ class FaceView:
         face_found: Whether there is a face; None if detection was not run.
         search_note: Which faces of the picture may have been missed; None if it was not searched
             for all.
+        evidence: What was measured of the face (`vlmface.evidence`); None: not yet, or no prompt
+            contains it.
     """
 
     images: ImageOrImages
     box: detect.Box | None
     face_found: bool | None
     search_note: str | None = None
+    evidence: str | None = None
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from vlmface import encode, families, manifest, prompts
 from vlmface.adapter import attach
 from vlmface.answers import Answer
+from vlmface.aus.evidence import EvidenceSource, picture_index, uses_evidence
 from vlmface.data import crops
 from vlmface.errors import UserError
+from vlmface.evidence import NOT_MEASURED
 from vlmface.infer import sampling
 from vlmface.infer.devices import device_and_dtype
 from vlmface.infer.label_scoring import CachedRows, Decoder, common_prefix, label_log_probs
@@ -57,6 +59,7 @@ class LocalModel:
         self.manifest: manifest.Manifest | None = None
         self.views: crops.Views = ()
         self.frames = 1
+        self.evidence = EvidenceSource()
         self._priors: dict[tuple[str, tuple[Size, ...]], dict[str, float]] = {}
 
     @property
@@ -65,8 +68,33 @@ class LocalModel:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The chat messages of its prompt."""
+        """The chat messages of its prompt, which contains no evidence."""
         return self.prompt.messages()
+
+    def close(self) -> None:
+        """Close the estimator of evidence, if it was used."""
+        self.evidence.close()
+
+    def evidence_of(
+        self, images: Sequence[ImageOrImages], known: Sequence[str | None] | None = None
+    ) -> list[str | None]:
+        """The evidence of images for the model's prompt.
+
+        Args:
+            images: With the run's views already applied.
+            known: What was measured of them already; what is None is measured now.
+
+        Returns:
+            For each image its text, or None if the prompt contains no evidence.
+        """
+        if not self.prompt.uses_evidence:
+            return [None] * len(images)
+        if known is None:
+            return [*self.evidence.texts(images)]
+        return [
+            self.evidence.text(image) if text is None else text
+            for image, text in zip(images, known, strict=True)
+        ]
 
     def with_prompt(self, prompt: Any) -> LocalModel:
         """The same model with another prompt."""
@@ -127,6 +155,8 @@ class LocalModel:
                 crops.parse_views(run_manifest.views),
                 run_manifest.num_frames,
             )
+        if uses_evidence(loaded.prompts):
+            loaded.evidence.index = picture_index(loaded.views, loaded.frames)
         return loaded
 
     def predict(
@@ -137,6 +167,7 @@ class LocalModel:
         probabilities: bool = True,
         preprocessed: bool = False,
         boxes: Sequence[Sequence[float] | None] | None = None,
+        evidence: Sequence[str | None] | None = None,
     ) -> list[Prediction]:
         """Generate an answer for each image, in order.
 
@@ -148,6 +179,7 @@ class LocalModel:
             probabilities: Also compute the label probabilities after the generated rationale.
             preprocessed: The run's views were already applied.
             boxes: The face in each image, as [x0, y0, x1, y1] in pixels.
+            evidence: Of each image, for a prompt that contains any; by default it is measured.
 
         Returns:
             A prediction for each image.
@@ -166,7 +198,9 @@ class LocalModel:
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             start_time = time.perf_counter()
-            outputs = self._generate(images[start : start + batch_size], probabilities)
+            end = start + batch_size
+            texts = self.evidence_of(images[start:end], evidence and evidence[start:end])
+            outputs = self._generate(images[start:end], texts, probabilities)
             latency = (time.perf_counter() - start_time) / len(outputs)
             predictions += [
                 Prediction(text, answer, scores, latency, complete, face_found)
@@ -176,11 +210,14 @@ class LocalModel:
             ]
         return predictions
 
-    def stream(self, image: ImageOrImages) -> Iterator[str | Prediction]:
+    def stream(
+        self, image: ImageOrImages, evidence: str | None = None
+    ) -> Iterator[str | Prediction]:
         """Yields the text generated so far, then the final Prediction.
 
         Args:
             image: RGB, one image or several, with the run's views already applied.
+            evidence: Of the image, for a prompt that contains any; by default it is measured.
         """
         from transformers import TextIteratorStreamer
 
@@ -192,7 +229,8 @@ class LocalModel:
 
         def generate() -> None:
             try:
-                output.set_result(self._generate([image], True, streamer)[0])
+                texts = self.evidence_of([image], evidence and [evidence])
+                output.set_result(self._generate([image], texts, True, streamer)[0])
             except BaseException as error:
                 output.set_exception(error)
                 streamer.end()
@@ -214,6 +252,7 @@ class LocalModel:
         prior: bool = False,
         preprocessed: bool = False,
         boxes: Sequence[Sequence[float] | None] | None = None,
+        evidence: Sequence[str | None] | None = None,
     ) -> list[LabelScores]:
         """Score each label as the answer to each image, without generating text.
 
@@ -221,10 +260,11 @@ class LocalModel:
             images: As in `predict`.
             rationales: A rationale before the label for each image; by default none.
             batch_size: Images of one batch.
-            prior: Also score the labels after a grey picture, once per image size. Not together
-                with `rationales`.
+            prior: Also score the labels after a grey picture without evidence, once per image size.
+                Not together with `rationales`.
             preprocessed: As in `predict`.
             boxes: As in `predict`.
+            evidence: As in `predict`.
 
         Returns:
             The scores of each image.
@@ -239,7 +279,8 @@ class LocalModel:
             batch_size = min(batch_size, CPU_ROWS)
         for start in range(0, len(images), batch_size):
             end = start + batch_size
-            label_scores += self._score_batch(images[start:end], texts[start:end])
+            known = self.evidence_of(images[start:end], evidence and evidence[start:end])
+            label_scores += self._score_batch(images[start:end], texts[start:end], known)
         if not prior:
             return label_scores
         return [
@@ -252,22 +293,26 @@ class LocalModel:
 
         key = (self.prompt.sha, tuple(sizes))
         if key not in self._priors:
-            (grey,) = self._score_batch([[Image.new("RGB", size, GREY) for size in sizes]], [""])
+            grey_images = [Image.new("RGB", size, GREY) for size in sizes]
+            (grey,) = self._score_batch([grey_images], [""], [NOT_MEASURED])
             self._priors[key] = grey.log_likelihood
         return self._priors[key]
 
     def _score_batch(
-        self, images: Sequence[ImageOrImages], rationales: Sequence[str]
+        self,
+        images: Sequence[ImageOrImages],
+        rationales: Sequence[str],
+        evidence: Sequence[str | None],
     ) -> list[LabelScores]:
         import torch
 
         from vlmface.infer.cache import growing_cache
 
         start_time = time.perf_counter()
-        rows = self.prompt_rows(images)
+        rows = self.prompt_rows(images, evidence=evidence)
         candidates = [
-            self.label_ids(text, sizes_of(image))
-            for text, image in zip(rationales, images, strict=True)
+            self.label_ids(text, sizes_of(image), known)
+            for text, image, known in zip(rationales, images, evidence, strict=True)
         ]
         # Padded on the right as in training: a plain forward counts positions from the first slot.
         batch = encode.Collator(self.processor, self.family)(rows)
@@ -321,7 +366,8 @@ class LocalModel:
         import torch
 
         images, _ = crops.render_views(images, boxes, self.views, self.frames)
-        rows = self.prompt_rows(images, messages)
+        evidence = self.evidence_of(images) if messages is None else None
+        rows = self.prompt_rows(images, messages, evidence)
         batch = encode.to_model(encode.Collator(self.processor, self.family)(rows), self.model)
         stops = self.family.stop_token_ids(self.processor)
         image_token = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
@@ -352,17 +398,20 @@ class LocalModel:
         self,
         images: Sequence[ImageOrImages],
         messages: Sequence[list[dict[str, Any]]] | None = None,
+        evidence: Sequence[str | None] | None = None,
     ) -> list[dict[str, Any]]:
         """Rows for the collator: each image, or list of images, with its messages.
 
         Args:
             images: With the run's views already applied.
             messages: For each image; by default the prompt's.
+            evidence: Of each image, for the prompt's messages.
 
         Returns:
             Encoded rows without a completion.
         """
-        row_messages = messages or [self.messages] * len(images)
+        texts = evidence or [None] * len(images)
+        row_messages = messages or [self.prompt.messages(text) for text in texts]
         return [
             {
                 **encode.encode_text(
@@ -374,14 +423,18 @@ class LocalModel:
         ]
 
     def _generate(
-        self, images: Sequence[ImageOrImages], probabilities: bool, streamer: Any = None
+        self,
+        images: Sequence[ImageOrImages],
+        evidence: Sequence[str | None],
+        probabilities: bool,
+        streamer: Any = None,
     ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
         """(text, answer, label probabilities, whether it is complete) of each image."""
         import torch
 
         from vlmface.infer.cache import growing_cache
 
-        rows = self.prompt_rows(images)
+        rows = self.prompt_rows(images, evidence=evidence)
         batch = encode.Collator(self.processor, self.family, padding="left")(rows)
         batch = encode.to_model(batch, self.model)
         stops = self.family.stop_token_ids(self.processor)
@@ -419,26 +472,34 @@ class LocalModel:
                     first_slots=[prompt_length - length for length in lengths],  # padded left
                     width=prompt_length,
                 )
-                scores = self._label_probabilities(answers, rows, cached)
+                candidates = [
+                    self.label_ids(answer.rationale, sizes_of(row["image"]), known)
+                    for answer, row, known in zip(answers, rows, evidence, strict=True)
+                ]
+                scores = self._label_probabilities(candidates, cached)
         complete = [ended for _, ended in generated]
         return list(zip(texts, answers, scores, complete, strict=True))
 
-    def label_ids(self, rationale: str, image_size: Size | Sequence[Size]) -> list[list[int]]:
+    def label_ids(
+        self, rationale: str, image_size: Size | Sequence[Size], evidence: str | None = None
+    ) -> list[list[int]]:
         """The token ids of the whole conversation with each label.
 
         Args:
             rationale: The text before the label.
             image_size: As in `encode.encode_text`.
+            evidence: Of the image, for a prompt that contains any.
 
         Returns:
             For each label: prompt, rationale, label, suffix; of a prompt for several labels, up to
             the label, since others may follow.
         """
+        messages = self.prompt.messages(evidence)
         conversations = [
             encode.encode_text(
                 self.processor,
                 self.family,
-                self.messages,
+                messages,
                 self.prompt.completion(rationale, label),
                 image_size=image_size,
             )["input_ids"]
@@ -451,15 +512,11 @@ class LocalModel:
         return conversations
 
     def _label_probabilities(
-        self, answers: Sequence[Answer], rows: Sequence[dict[str, Any]], cached: CachedRows
+        self, candidates: Sequence[list[list[int]]], cached: CachedRows
     ) -> list[dict[str, float] | None]:
         """Probabilities of the labels after the generated rationales, which are in the cache: the
-        softmax over the log-likelihoods, each including the suffix that ends the label, so that a
-        label that is the beginning of another gets no credit for it."""
-        candidates = [
-            self.label_ids(answer.rationale, sizes_of(row["image"]))
-            for answer, row in zip(answers, rows, strict=True)
-        ]
+        softmax over the log-likelihoods of `label_ids`, each including the suffix that ends the
+        label, so that a label that is the beginning of another gets no credit for it."""
         table, _ = label_log_probs(self._decoder, candidates, cached)
         labels = self.prompt.space.labels
         return [dict(zip(labels, row, strict=True)) for row in table.softmax(1).tolist()]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmface import families, manifest, prompts
+from vlmface.aus.evidence import check_trained
 from vlmface.errors import UserError
 
 
@@ -23,6 +24,7 @@ class ModelSource:
 
 def _of_run(run: str | Path, prompt: str | Path | prompts.Prompt | None) -> ModelSource:
     run_manifest, run_prompts = manifest.load(run)
+    check_trained(run_manifest.evidence, run_prompts, run)
     manifest.check_weights(run_manifest, run)
     active_prompt = run_prompts[0]
     if prompt is not None:

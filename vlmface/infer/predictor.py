@@ -18,6 +18,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -31,6 +32,7 @@ from typing import (
 )
 
 from vlmface import manifest
+from vlmface.aus.evidence import EvidenceSource, check_available, picture_index, uses_evidence
 from vlmface.data import crops, detect
 from vlmface.data.face_search import FaceSearch
 from vlmface.errors import UserError
@@ -110,6 +112,8 @@ class Predictor:
         limitations: What the model must not be used for, from its manifest.
         action_units: The AUs that the model may name; empty if unknown.
         name: Used in messages.
+        evidence: "measured", or "withheld": prompts that contain measured movements of the face say
+            that they were not measured.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Predictor:
         limitations: str | None = None,
         action_units: Sequence[int] = (),
         name: str = "",
+        evidence: str = "measured",
     ) -> None:
         self.backend, self.view_settings = backend, view_settings or ViewSettings()
         self.limitations, self.name = limitations, name
@@ -127,6 +132,17 @@ class Predictor:
         # Of several prompts for one task the first.
         self.prompts_by_task = {p.space.field: p for p in reversed(backend.prompts)}
         self.tasks: tuple[str, ...] = tuple(dict.fromkeys(p.space.field for p in backend.prompts))
+        self._evidence: EvidenceSource | None = None
+        if uses_evidence(backend.prompts):
+            if evidence == "measured":
+                check_available()
+            index = picture_index(self.views, self.frames)
+            self._evidence = EvidenceSource(evidence, index)
+        elif evidence != "measured":
+            raise UserError(
+                f"evidence is {evidence}, but no prompt of {name or 'this model'} contains any: "
+                "leave it out"
+            )
         self._detector: detect.Detector | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -138,6 +154,7 @@ class Predictor:
         *,
         prompt: str | Path | Prompt | None = None,
         max_new_tokens: int | None = None,
+        evidence: Literal["measured", "withheld"] = "measured",
         **server: Unpack[ServerOptions],
     ) -> Predictor:
         """Load a model, or connect to a server.
@@ -147,14 +164,16 @@ class Predictor:
                 server (with `run_dir` or `prompt`).
             prompt: Use this prompt only; a base model needs one.
             max_new_tokens: Overrides the limit in the manifest.
+            evidence: Of prompts that contain measured movements of the face: "measured" here, or
+                "withheld".
             **server: Of a server, see `ServerOptions`.
 
         Returns:
             An open Predictor.
 
         Raises:
-            UserError: The model cannot be loaded, the server does not respond, or an option has
-                no effect for this kind of model.
+            UserError: The model cannot be loaded, the server does not respond, an option has no
+                effect for this kind of model, or evidence cannot be measured.
         """
         run_dir = server.get("run_dir")
         if not is_url(model):
@@ -177,13 +196,18 @@ class Predictor:
             guided_decoding = server.get("guided_decoding", False)
             remote = open_remote_model(endpoint, run_dir, prompt, max_new_tokens, guided_decoding)
             backend = RemoteBackend(remote)
-        return cls(
-            backend,
-            view_settings=ViewSettings.from_manifest(run_manifest),
-            limitations=run_manifest.limitations if run_manifest else None,
-            action_units=run_manifest.au_set if run_manifest else (),
-            name=Path(model).name if run_dir is None else Path(run_dir).name,
-        )
+        try:
+            return cls(
+                backend,
+                view_settings=ViewSettings.from_manifest(run_manifest),
+                limitations=run_manifest.limitations if run_manifest else None,
+                action_units=run_manifest.au_set if run_manifest else (),
+                name=Path(model).name if run_dir is None else Path(run_dir).name,
+                evidence=evidence,
+            )
+        except UserError:
+            backend.close()
+            raise
 
     def __enter__(self) -> Predictor:
         self._check_open()
@@ -202,6 +226,8 @@ class Predictor:
         self.backend.close()
         if detector is not None:
             detector.close()
+        if self._evidence is not None:
+            self._evidence.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -548,7 +574,8 @@ class Predictor:
     ) -> list[FaceReport | NoAnswerError]:
         """`predict_views`, with errors in place of the reports on views without an answer."""
         self._check_open()
-        inputs = [view.images for view in views if self._can_predict(view)]
+        views = self._with_evidence(views)
+        inputs = [view for view in views if self._can_predict(view)]
         results = {
             task: iter(self.backend.predict(prompt, inputs, batch_size) if inputs else [])
             for task, prompt in prompts.items()
@@ -569,8 +596,9 @@ class Predictor:
         self._check_open()
         if not self._can_predict(view):
             return self._report(view, prompts)
+        (view,) = await asyncio.to_thread(self._with_evidence, [view])
         predictions = await asyncio.gather(
-            *(self.backend.apredict(prompt, view.images) for prompt in prompts.values())
+            *(self.backend.apredict(prompt, view) for prompt in prompts.values())
         )
         return self._report(view, prompts, dict(zip(prompts, predictions, strict=True)))
 
@@ -583,8 +611,24 @@ class Predictor:
         if not self._can_predict(view):
             yield self._report(view, prompts)
             return
-        for piece in self.backend.stream(prompt, view.images):
+        (view,) = self._with_evidence([view])
+        for piece in self.backend.stream(prompt, view):
             yield piece if isinstance(piece, str) else self._report(view, prompts, {task: piece})
+
+    def _with_evidence(self, views: Sequence[FaceView]) -> Sequence[FaceView]:
+        """The views with what is measured in them, if a prompt contains it and the model is run."""
+        if self._evidence is None:
+            return views
+        complete = list(views)
+        lacking = [
+            number
+            for number, view in enumerate(views)
+            if view.evidence is None and self._can_predict(view)
+        ]
+        texts = self._evidence.texts([views[number].images for number in lacking])
+        for number, text in zip(lacking, texts, strict=True):
+            complete[number] = replace(views[number], evidence=text)
+        return complete
 
     def _can_predict(self, view: FaceView) -> bool:
         """Whether the model is run: without a face, only if it was trained to judge the scene
@@ -606,4 +650,5 @@ class Predictor:
             search_note=view.search_note,
             limitations=self.limitations,
             views=self.views,
+            evidence=view.evidence,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import answers, families, manifest, prompts
+from vlmface.aus.evidence import check_trained
 from vlmface.errors import UserError
 from vlmface.infer import loops
 from vlmface.infer.chat import Completion, attach_images, chat, stream_chat
@@ -52,27 +53,41 @@ class RemoteModel:
         return request
 
     async def predict(
-        self, client: httpx2.AsyncClient, prompt: Prompt, image: ImageOrImages
+        self,
+        client: httpx2.AsyncClient,
+        prompt: Prompt,
+        image: ImageOrImages,
+        evidence: str | None = None,
     ) -> Prediction:
         """Send one image, or several (RGB), without loss and parse the reply.
+
+        Args:
+            client: Of the endpoint.
+            prompt: The prompt.
+            image: With the run's views already applied.
+            evidence: Of the face, for a prompt that contains any.
 
         Raises:
             NoAnswerError: This image got no usable reply.
             UserError: No image would get one.
         """
         start_time = time.perf_counter()
-        messages = await asyncio.to_thread(_messages, prompt, image, self.padding)
+        messages = await asyncio.to_thread(_messages, prompt, image, self.padding, evidence)
         (first, *_), usage = await chat(client, self.endpoint, messages, self._request(prompt))
         complete = first.complete(usage.get("completion_tokens"), self.max_new_tokens)
         return _prediction(prompt, first, time.perf_counter() - start_time, complete)
 
     async def stream(
-        self, client: httpx2.AsyncClient, prompt: Prompt, image: ImageOrImages
+        self,
+        client: httpx2.AsyncClient,
+        prompt: Prompt,
+        image: ImageOrImages,
+        evidence: str | None = None,
     ) -> AsyncIterator[str | Prediction]:
         """Yields the text received so far, then the final Prediction. Raises as `predict`; a failed
         request is not retried."""
         start_time = time.perf_counter()
-        messages = await asyncio.to_thread(_messages, prompt, image, self.padding)
+        messages = await asyncio.to_thread(_messages, prompt, image, self.padding, evidence)
         received = Completion()
         async for piece in stream_chat(client, self.endpoint, messages, self._request(prompt)):
             received = Completion(
@@ -125,6 +140,7 @@ def open_remote_model(
     padding = None
     if run_dir is not None:
         run_manifest, run_prompts = manifest.load(run_dir)
+        check_trained(run_manifest.evidence, run_prompts, run_dir)
         padding = padding_colour(run_dir)
         if prompt is not None:
             run_prompts = [manifest.select_prompt(run_prompts, prompt, run_dir)]
@@ -175,9 +191,9 @@ def image_uris(images: ImageOrImages, padding: tuple[int, ...] | None) -> list[s
 
 
 def _messages(
-    prompt: Prompt, images: ImageOrImages, padding: tuple[int, ...] | None
+    prompt: Prompt, images: ImageOrImages, padding: tuple[int, ...] | None, evidence: str | None
 ) -> list[dict[str, Any]]:
-    return attach_images(prompt.messages(), image_uris(images, padding))
+    return attach_images(prompt.messages(evidence), image_uris(images, padding))
 
 
 def only_model_name(endpoint: Endpoint) -> str:

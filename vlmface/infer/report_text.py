@@ -38,6 +38,8 @@ def _lines(name: str, report: FaceReport) -> list[str]:
             lines.append(f"  probabilities: {_top_labels(primary)}")
         if report.aus:
             lines.append("  action units: " + ", ".join(facs.name(au) for au in report.aus))
+        if report.evidence is not None:
+            lines.append(f"  measured in the prompt: {report.evidence}")
         lines.append(f"  {report.rationale or primary.text}")
     else:
         lines = [f"{printable(name)}:"]

@@ -89,7 +89,7 @@ def prepare_evaluation(settings: Settings, start: Start) -> tuple[steps.Evaluati
     views = crops.parse_views(start.views)
     prompts.check_images([start.prompt], len(views), start.num_frames)
     task_sampling.check_balance(settings.balance_by, [start.prompt])
-    rows = steps.load_rows(settings, benchmark, views, start.num_frames)
+    rows = steps.load_rows(settings, benchmark, views, start.num_frames, [start.prompt])
     balanced = task_sampling.balanced_rows(
         rows.training, start.prompt, settings.balance_by, settings.seed
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmface import benchmarks, families, label_spaces, manifest, prompts
+from vlmface.aus.evidence import picture_index, uses_evidence, with_evidence
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
@@ -138,7 +139,10 @@ def load_prompts(settings: SFTSettings) -> list[Prompt]:
     loaded = [prompts.load(name, space) for name in settings.prompts]
     checks.rationale_source(settings, loaded)
     task_sampling.check_prompts(settings, loaded)
-    prompts.check_images(loaded, len(crops.parse_views(settings.views)), settings.num_frames)
+    views = crops.parse_views(settings.views)
+    prompts.check_images(loaded, len(views), settings.num_frames)
+    if uses_evidence(loaded):
+        picture_index(views, settings.num_frames)
     return loaded
 
 
@@ -196,7 +200,7 @@ def prepare_evaluation(settings: SFTSettings, model: Model) -> tuple[steps.Evalu
             "leave them out"
         )
     baseline = benchmarks.load_baseline(benchmark)
-    rows = steps.load_rows(settings, benchmark, model.views, settings.num_frames)
+    rows = steps.load_rows(settings, benchmark, model.views, settings.num_frames, model.prompts)
     evaluation = steps.Evaluation(benchmark, baseline, model.prompts, rows.test, settings.scoring)
     return evaluation, rows
 
@@ -228,7 +232,8 @@ class Task:
 def load_samples(settings: SFTSettings, model: Model) -> datasets.Dataset:
     """The training rows alone, as `prepare_evaluation` loads them."""
     training, _ = validation.split(settings, steps.load_training_rows(settings))
-    return crop_cache.apply_views(training, model.views, settings.num_frames)
+    rows = crop_cache.apply_views(training, model.views, settings.num_frames)
+    return with_evidence(rows, model.prompts, model.views, settings.num_frames)
 
 
 def encode_tasks(

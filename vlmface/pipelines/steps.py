@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import benchmarks, data
+from vlmface.aus.evidence import with_evidence
 from vlmface.benchmarks import Benchmark
 from vlmface.data import crop_cache, crops
 from vlmface.data.crops import Views
 from vlmface.evaluate import answering, report
 from vlmface.evaluate import run as evaluation
 from vlmface.pipelines import validation
+from vlmface.prompts import PromptLike
 from vlmface.train import checks
 from vlmface.utils import distributed, memory
 from vlmface.utils.files import atomic_write
@@ -53,7 +55,13 @@ def load_training_rows(settings: Any) -> datasets.Dataset:
     )
 
 
-def load_rows(settings: Any, benchmark: Benchmark, views: Views, frames: int) -> Rows:
+def load_rows(
+    settings: Any,
+    benchmark: Benchmark,
+    views: Views,
+    frames: int,
+    prompts: Sequence[PromptLike] = (),
+) -> Rows:
     """Load, or render, all rows of a run, in the main process first.
 
     Args:
@@ -61,15 +69,22 @@ def load_rows(settings: Any, benchmark: Benchmark, views: Views, frames: int) ->
         benchmark: What the model is evaluated on.
         views: Of each image.
         frames: Of a video, for each view.
+        prompts: Of the run; the rows get the evidence that these contain.
     """
+
+    def shown(rows: datasets.Dataset) -> datasets.Dataset:
+        rows = crop_cache.apply_views(rows, views, frames)
+        return with_evidence(rows, prompts, views, frames)
+
     with distributed.main_first():
         loaded = load_training_rows(settings)
         training, held_out = validation.split(settings, loaded)
-        training = crop_cache.apply_views(training, views, frames)
+        training = shown(training)
         if held_out is not None:
-            held_out = crop_cache.apply_views(held_out, views, frames)
+            held_out = shown(held_out)
         test_root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
         test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
+        test = with_evidence(test, prompts, views, frames)
     others: dict[str, Any] = {"test": (test, test_root)}
     if held_out is not None:
         others["validation"] = (held_out, settings.dataset_root)

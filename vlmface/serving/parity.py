@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from vlmface import encode, manifest
+from vlmface.aus.evidence import EvidenceSource, picture_index
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
@@ -79,8 +80,8 @@ def generate_local(run: Path, images: Sequence[Any], dtype: str) -> list[Generat
     stops = model.family.stop_token_ids(model.processor)
     collate = encode.Collator(model.processor, model.family)
     generations = []
-    for image in images:
-        (row,) = model.prompt_rows([_apply_views(image, model.views, model.frames)])
+    shown = [_apply_views(image, model.views, model.frames) for image in images]
+    for row in model.prompt_rows(shown, evidence=model.evidence_of(shown)):
         batch = encode.to_model(collate([row]), model.model)
         with torch.inference_mode():
             output = model.model.generate(
@@ -110,6 +111,7 @@ def generate_local(run: Path, images: Sequence[Any], dtype: str) -> list[Generat
             rounding=changes.tolist(),
         )
         generations.append(generation)
+    model.close()
     return generations
 
 
@@ -166,9 +168,14 @@ def generate_remote(
         "max_tokens": run_manifest.generation["max_new_tokens"],
     }
     generations = []
-    for image in images:
-        uris = image_uris(_apply_views(image, views, run_manifest.num_frames), padding)
-        body = request | {"messages": attach_images(prompts[0].messages(), uris)}
+    shown = [_apply_views(image, views, run_manifest.num_frames) for image in images]
+    texts: list[str | None] = [None] * len(shown)
+    if prompts[0].uses_evidence:
+        with EvidenceSource(index=picture_index(views, run_manifest.num_frames)) as source:
+            texts = [*source.texts(shown)]
+    for pictures, text in zip(shown, texts, strict=True):
+        uris = image_uris(pictures, padding)
+        body = request | {"messages": attach_images(prompts[0].messages(text), uris)}
         reply = httpx2.post(
             f"{plan.url}/chat/completions", json=body, headers=_key_header(), timeout=300
         )

@@ -24,6 +24,7 @@ import httpx2
 
 from vlmface import manifest
 from vlmface.errors import UserError
+from vlmface.evidence import NOT_MEASURED
 from vlmface.infer.remote import request_fields
 from vlmface.serving.parity import (
     check_adapter_active,
@@ -223,7 +224,7 @@ def curl_example(plan: ServePlan) -> str:
         "model": name,
         "max_tokens": run_manifest.generation["max_new_tokens"],
         "temperature": 0,
-        "messages": attach_images(prompt.messages(), uris),
+        "messages": attach_images(prompt.messages(NOT_MEASURED), uris),
     }
     quoted = shlex.quote(json.dumps(body))
     for i in numbers:

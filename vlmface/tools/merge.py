@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import adapter, encode, families, manifest
 from vlmface.errors import UserError
+from vlmface.evidence import NOT_MEASURED
 from vlmface.families.base import Family
 from vlmface.tools import model_card
 from vlmface.utils import lock, rounding
@@ -289,7 +290,7 @@ def _conversations(
         answer = prompt.completion(
             "The brows are lowered. The lips are apart.", labels[i % len(labels)]
         )
-        row = encode.encode(processor, family, prompt.messages(), image, answer)
+        row = encode.encode(processor, family, prompt.messages(NOT_MEASURED), image, answer)
         batch = encode.Collator(processor, family)([row])
         conversations.append({name: value for name, value in batch.items() if name != "labels"})
     return conversations

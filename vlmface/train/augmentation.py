@@ -1,4 +1,4 @@
-"""Random changes of training images: corruptions, and mirror images.
+"""Random changes of training images: corruptions, mirror images, grey pictures.
 
 What is done to a row depends on the seed, the epoch and the row's number alone. A resumed run, and
 several processes, see the same images as one uninterrupted process.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from vlmface.data import corruptions
-from vlmface.data.row_images import image_refs, open_row_image
+from vlmface.data.row_images import IMAGE_COLUMNS, image_refs, open_row_image, row_image_size
 from vlmface.encode import GroupedSampler
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from vlmface.train.settings import SFTSettings
 
+GREY = (128, 128, 128)
+GREY_ROW = -1  # number in column `row` of a grey picture, where features are cached
 # Column of rows whose rationale names sides; and the prefix of the columns that
 # `rows.encode_rows` makes of it.
 MIRRORED_RATIONALE, MIRRORED = "mirrored_rationale", "mirrored_"
@@ -90,37 +92,52 @@ class Augmentation:
 
     def change(
         self, images: Sequence[Image.Image], epoch: int, row: int
-    ) -> tuple[list[Image.Image], bool]:
+    ) -> tuple[list[Image.Image], bool, bool]:
         """Change the images of a row for an epoch, all of them alike.
 
         Returns:
-            (the images, whether they are mirrored).
+            (the images, whether they are mirrored, whether they are corrupted).
         """
         rng = np.random.default_rng((self.seed, epoch, row))
         is_flipped = bool(rng.random() < 0.5) and self.flip
         if is_flipped:
             images = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
-        if rng.random() < self.corruption_share:
+        is_corrupted = bool(rng.random() < self.corruption_share)
+        if is_corrupted:
             name = self.names[int(rng.integers(len(self.names)))]
             strength = int(rng.integers(1, len(corruptions.STRENGTHS)))
             key = f"{self.seed} {epoch} {row}"
             images = [corruptions.corrupt(image, name, strength, key=key) for image in images]
-        return list(images), is_flipped
+        return list(images), is_flipped, is_corrupted
+
+
+class TextChanges(Protocol):
+    """Changes of the texts of rows; see `evidence_changes.Rewriter`."""
+
+    def change(
+        self, epoch: int, number: int, *, is_mirrored: bool, is_corrupted: bool
+    ) -> tuple[dict[str, Any], bool]: ...
 
 
 class AugmentedRows:
-    """Encoded rows with other images in each epoch, for PyTorch's DataLoader.
+    """Encoded rows with other images or texts in each epoch, for PyTorch's DataLoader.
 
     An index is epoch x (number of rows) + row: the order of `EpochSampler` tells the loading
     processes the epoch.
 
     Args:
-        rows: Of `rows.encode_rows`.
-        augmentation: How the images are changed.
+        rows: Of `rows.encode_rows`; without images if their features are cached.
+        augmentation: How the images are changed; None: they are not.
+        texts: How the texts are changed; None: they are not.
     """
 
-    def __init__(self, rows: datasets.Dataset, augmentation: Augmentation) -> None:
-        self.rows, self.augmentation = rows, augmentation
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        augmentation: Augmentation | None,
+        texts: TextChanges | None = None,
+    ) -> None:
+        self.rows, self.augmentation, self.texts = rows, augmentation, texts
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -128,13 +145,46 @@ class AugmentedRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, number = divmod(index, len(self.rows))
         stored: Mapping[str, Any] = self.rows[number]
-        images, is_flipped = self.augmentation.change(
-            [open_row_image(ref) for ref in image_refs(stored)], epoch, number
-        )
         row = {name: value for name, value in stored.items() if not name.startswith(MIRRORED)}
-        if is_flipped:
+        is_mirrored, is_corrupted, is_grey = False, False, False
+        if self.augmentation is not None:
+            images, is_mirrored, is_corrupted = self.augmentation.change(
+                [open_row_image(ref) for ref in image_refs(stored)], epoch, number
+            )
+            row |= _with_images(row, images)
+        if is_mirrored:
             row |= {name: stored[MIRRORED + name] for name in row if MIRRORED + name in stored}
-        return row | {"image": images[0]} | ({"images": images} if "images" in row else {})
+        if self.texts is not None:
+            changes, is_grey = self.texts.change(
+                epoch, number, is_mirrored=is_mirrored, is_corrupted=is_corrupted
+            )
+            row |= changes
+        return row | _grey(row) if is_grey else row
+
+
+def _with_images(row: Mapping[str, Any], images: Sequence[Image.Image]) -> dict[str, Any]:
+    """The columns of a row's images."""
+    return {"image": images[0]} | ({"images": list(images)} if "images" in row else {})
+
+
+def _grey(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row whose pictures are grey: their number in the cache of features, or grey
+    pictures of the same sizes."""
+    if "image" not in row:
+        return {"row": GREY_ROW}
+    sizes = [row_image_size(ref) for ref in image_refs(row)]
+    return _with_images(row, [Image.new("RGB", size, GREY) for size in sizes])
+
+
+def grey_rows(rows: datasets.Dataset) -> datasets.Dataset:
+    """What `GREY_ROW` stands for: a row of grey pictures, as many and as large as in the first
+    row."""
+    from datasets import Dataset, Features, Value
+
+    names = [name for name in IMAGE_COLUMNS if name in rows.column_names]
+    features = Features({name: rows.features[name] for name in names} | {"row": Value("int64")})
+    grey = _grey(rows[0]) | {"row": GREY_ROW}
+    return Dataset.from_dict({name: [grey[name]] for name in features}, features=features)
 
 
 class EpochSampler(GroupedSampler):

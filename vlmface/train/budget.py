@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
+from vlmface.aus.evidence import COLUMN as EVIDENCE
 from vlmface.data import row_images
 from vlmface.families.base import Family
 from vlmface.prompts import Prompt
@@ -87,7 +88,7 @@ def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iter
         sample = FaceSample.from_row(row)
         for prompt in prompts:
             with contextlib.suppress(encode.SkippedSampleError):  # skipped for another reason
-                yield training_messages(sample, prompt, seed), sizes
+                yield training_messages(sample, prompt, seed, row.get(EVIDENCE)), sizes
 
 
 def _fits(text: _Text, processor: Any, family: Family, max_length: int) -> bool:

@@ -216,6 +216,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
                     rows["input_ids"],
                     self.group,
                     seed,
+                    rows[encode.SOURCE_COLUMN] if encode.SOURCE_COLUMN in rows.features else None,
                 )
                 for rows, seed in zip(map(self.faces.select, parts), seeds, strict=True)
             ]

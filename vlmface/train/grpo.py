@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from vlmface import encode, families, manifest, prompts
 from vlmface.adapter import attach
 from vlmface.answers import Answer
+from vlmface.aus.evidence import COLUMN as EVIDENCE
+from vlmface.aus.evidence import check_trained
 from vlmface.data import row_images
 from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families import modules
@@ -188,6 +190,7 @@ def start_of(settings: Settings) -> Start:
         return _start_of_base(settings)
     trained, trained_prompts = manifest.load(settings.init_from)
     run = Path(settings.init_from)
+    check_trained(trained.evidence, trained_prompts, run)
     manifest.check_weights(trained, run)
     by_id = {prompt.id: prompt for prompt in trained_prompts}
     if settings.prompt is not None and settings.prompt not in by_id:
@@ -267,7 +270,7 @@ def encode_prompts(
     from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
 
-    messages, space = start.prompt.messages(), start.prompt.space
+    space = start.prompt.space
     empty = Answer(None, (), "none", "")
     compared = [weighted for weighted in used if weighted.reward.needs_annotation]
     images = image_columns(rows)
@@ -288,7 +291,7 @@ def encode_prompts(
             text = encode.encode_text(
                 start.processor,
                 start.family,
-                messages,
+                start.prompt.messages(row.get(EVIDENCE)),
                 None,
                 max_length=start.max_length - max_new_tokens,
                 image_size=size,
@@ -299,6 +302,8 @@ def encode_prompts(
         row_indices.append(index)
         samples.append(sample)
         del text["attention_mask"]  # the collator's own: it pads
+        if start.prompt.uses_evidence:
+            encoded[encode.SOURCE_COLUMN].append(row[EVIDENCE])
         for name, values in text.items():
             encoded[name].append(values)
     if not row_indices:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
+from vlmface.aus.evidence import COLUMN as EVIDENCE
 from vlmface.data import conversations, row_images
 from vlmface.data.dataset_rows import with_still_images
 from vlmface.errors import UserError
@@ -15,6 +16,7 @@ from vlmface.families.base import Family
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 from vlmface.train import augmentation, task_sampling
+from vlmface.train.evidence_changes import SOURCE, Target, source_of
 from vlmface.utils.distributed import is_main
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def encode_rows(
     """FaceSample rows -> (rows of `image`, perhaps `images`, `input_ids`, `labels`, `length`; left
     out by reason). Rows of `task_sampling.training_rows` are trained towards their label of column
     TARGET_LABEL, and also get `token_weights`; rows of `augmentation.with_mirrored_rationales` also
-    get the columns of their mirror images.
+    get the columns of their mirror images, and rows of `aus.evidence.with_evidence` column SOURCE.
 
     A sample that is a conversation (`meta["messages"]`) is trained on in each of its answers, in
     place of the prompt. Of others, one without a rationale gets one from the rule writer, from its
@@ -47,7 +49,6 @@ def encode_rows(
     from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
 
-    prompt_messages = prompt.messages()
     row_indices: list[int] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
     skipped: Counter[str] = Counter()
@@ -57,12 +58,13 @@ def encode_rows(
         sample = FaceSample.from_row(row)
         size = row_images.image_sizes(images[index], needed=family.NEEDS_SIZE)
         limits: dict[str, Any] = {"max_length": max_length, "image_size": size}
-        encode_text = partial(encode.encode_text, processor, family, prompt_messages, **limits)
         try:
             if (messages := conversation_messages(sample)) is not None:
                 _check_conversation(row)
                 texts = encode.encode_conversation(processor, family, messages, **limits)
             else:
+                question = prompt.messages(row.get(EVIDENCE))
+                encode_text = partial(encode.encode_text, processor, family, question, **limits)
                 texts = [encode_labelled(encode_text, row, sample, prompt, seed)]
         except encode.SkippedSampleError as error:
             skipped[error.reason] += 1
@@ -70,6 +72,8 @@ def encode_rows(
         for text in texts:
             row_indices.append(index)
             text.pop("attention_mask", None)  # the collator adds it when it pads
+            if prompt.uses_evidence:
+                encoded[SOURCE].append(text.pop(SOURCE, None))
             for name, values in text.items():
                 encoded[name].append(values)
             encoded["length"].append(len(text["input_ids"]))
@@ -85,17 +89,19 @@ def encode_rows(
 
 
 def encode_labelled(
-    encode_text: Callable[[str], dict[str, Any]],
+    encode_text: partial[dict[str, Any]],
     row: Mapping[str, Any],
     sample: FaceSample,
     prompt: Prompt,
     seed: int,
 ) -> dict[str, Any]:
-    """Encode a row towards its label, with the columns of its mirror image where it has one.
+    """Encode a row towards its label, with the columns of its mirror image where it has one, and
+    with column SOURCE if the prompt contains evidence.
 
     Args:
         encode_text: `encode.encode_text` of a completion.
-        row: With TARGET_LABEL, LABEL_WEIGHT and MIRRORED_RATIONALE where the run has them.
+        row: With TARGET_LABEL, LABEL_WEIGHT, MIRRORED_RATIONALE and EVIDENCE where the run has
+            them.
         sample: Of the row; its label and rationale are replaced by those of the row.
         prompt: The prompt.
         seed: Of a rationale that is written here.
@@ -106,12 +112,16 @@ def encode_labelled(
     if (label := row.get(task_sampling.TARGET_LABEL)) is not None:
         set_label(sample, prompt.space.field, label)
     weight = row.get(task_sampling.LABEL_WEIGHT)
-    text = encode_target(encode_text, sample, prompt, seed, weight)
-    if mirrored := row.get(augmentation.MIRRORED_RATIONALE):
-        sample.rationale = mirrored
+    targets = [target_of(sample, prompt, seed, weight)]
+    text = targets[0].encode(encode_text)
     if augmentation.MIRRORED_RATIONALE in row:
-        other = encode_target(encode_text, sample, prompt, seed, weight)
-        text |= {augmentation.MIRRORED + name: ids for name, ids in other.items()}
+        sample.rationale = row[augmentation.MIRRORED_RATIONALE] or sample.rationale
+        targets.append(target_of(sample, prompt, seed, weight))
+        mirrored = targets[1].encode(encode_text)
+        text |= {augmentation.MIRRORED + name: ids for name, ids in mirrored.items()}
+    if prompt.uses_evidence:
+        sizes = encode_text.keywords["image_size"]
+        text[SOURCE] = source_of(prompt, row[EVIDENCE], targets, sizes)
     return text
 
 
@@ -136,55 +146,21 @@ def set_label(sample: FaceSample, field: str, label: str) -> None:
     setattr(sample, field, [label] if isinstance(getattr(sample, field), list) else label)
 
 
-def token_weights(
-    labels: Sequence[int], weight: float, before_label: Sequence[int] | None
-) -> list[float]:
-    """The weight of each token of a row in the loss.
+def target_of(sample: FaceSample, prompt: Prompt, seed: int, weight: float | None) -> Target:
+    """What is learnt about a sample.
 
     Args:
-        labels: The row's targets; IGNORED for the prompt.
-        weight: Of the label and what follows it; a rationale before it has weight 1.
-        before_label: The token ids of the same row without its label; None if its answer starts
-            with the label.
-    """
-    start = next(i for i, label in enumerate(labels) if label != encode.IGNORED)
-    label_start = start
-    if before_label is not None:
-        pairs = zip(labels[start:], before_label[start:], strict=False)
-        label_start += next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
-    return [1.0] * label_start + [weight] * (len(labels) - label_start)
-
-
-def encode_target(
-    encode_text: Callable[[str], dict[str, Any]],
-    sample: FaceSample,
-    prompt: Prompt,
-    seed: int,
-    weight: float | None,
-) -> dict[str, Any]:
-    """Encode a row of a sample.
-
-    Args:
-        encode_text: `encode.encode_text` of a completion.
         sample: Its labels and rationale are the target.
         prompt: The prompt.
         seed: Of a rationale that is written here.
         weight: Of its label; None if the run has no weights.
 
-    Returns:
-        The columns, without the attention mask, which the collator adds when it pads.
-
     Raises:
         SkippedSampleError: The sample cannot be trained on.
     """
-    text = encode_text(training_target(sample, prompt, seed))
-    if weight is not None:
-        before = None
-        if prompt.has_rationale:
-            before = encode_text(prompt.answer_prefix(sample.rationale or ""))["input_ids"]
-        text["token_weights"] = token_weights(text["labels"], weight, before)
-    del text["attention_mask"]
-    return text
+    text = training_target(sample, prompt, seed)
+    before = prompt.answer_prefix(sample.rationale or "") if prompt.has_rationale else None
+    return Target(text, before, weight)
 
 
 def image_columns(rows: datasets.Dataset) -> datasets.Dataset:
@@ -230,14 +206,16 @@ def _with_conversation_images(rows: datasets.Dataset) -> datasets.Dataset:
     return concatenate_datasets([rows, pictures], axis=1)
 
 
-def training_messages(sample: FaceSample, prompt: Prompt, seed: int) -> list[dict[str, Any]]:
-    """The messages to learn: the sample's own conversation, or the prompt and the answer of
-    `training_target`. Raises SkippedSampleError as that does."""
+def training_messages(
+    sample: FaceSample, prompt: Prompt, seed: int, evidence: str | None = None
+) -> list[dict[str, Any]]:
+    """The messages to learn: the sample's own conversation, or the prompt, with the evidence that
+    it may contain, and the answer of `training_target`. Raises SkippedSampleError as that does."""
     if (messages := conversation_messages(sample)) is not None:
         return messages
     target = training_target(sample, prompt, seed)
     answer = {"role": "assistant", "content": [{"type": "text", "text": target}]}
-    return [*prompt.messages(), answer]
+    return [*prompt.messages(evidence), answer]
 
 
 def conversation_messages(sample: FaceSample) -> list[dict[str, Any]] | None:

@@ -6,7 +6,7 @@ in recipes/configs/*.yaml are these texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -274,6 +274,47 @@ class AugmentationSettings(Checked):
             yield Unused("cache_features", why, ("augment", "corruption_share"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvidenceSettings(Checked):
+    """Random changes of the evidence of training rows, other ones in each epoch, so that a model
+    depends on neither its picture nor its evidence alone.
+
+    Args:
+        evidence_dropout: of prompts with evidence: share of the rows whose evidence is withheld
+        evidence_noise: share of a row's measured AUs that are removed, and of another's added
+        picture_dropout: of prompts with evidence: share of the rows whose picture is grey
+    """
+
+    evidence_dropout: Share = 0.3
+    evidence_noise: Share = 0.06
+    picture_dropout: Share = 0.0
+
+    def check_evidence(self) -> None:
+        """Refuse shares that leave nothing. Raises UserError."""
+        if self.evidence_dropout + self.picture_dropout > 1:
+            raise UserError(
+                f"evidence_dropout {self.evidence_dropout} and picture_dropout "
+                f"{self.picture_dropout} are of different rows: their sum must be at most 1"
+            )
+
+    def unused_evidence(self, names: Sequence[str]) -> Iterator[Unused]:
+        """The fields of evidence, if no prompt contains any.
+
+        Args:
+            names: Of the prompts.
+        """
+        if not any(name not in prompts.GENERATED and _uses_evidence(name) for name in names):
+            why = f"prompt {', '.join(names)} contains no evidence"
+            for name in ("evidence_dropout", "evidence_noise", "picture_dropout"):
+                yield Unused(name, why, ("prompt",))
+        elif self.evidence_dropout == 1:
+            yield Unused("evidence_noise", "evidence_dropout is 1", ("evidence_dropout",))
+
+
+def _uses_evidence(name: str) -> bool:
+    return prompts.load(name).uses_evidence
+
+
 @dataclass(frozen=True)
 class Lora:
     """How a model is trained, part by part, and its adapters, as peft names them.
@@ -360,6 +401,7 @@ class SFTSettings(
     BalanceSettings,
     VoteSettings,
     AugmentationSettings,
+    EvidenceSettings,
     DatasetSettings,
 ):
     """One run of recipes/sft_cot.py, recipes/sft_labels.py or recipes/sft_attributes.py.
@@ -444,6 +486,7 @@ class SFTSettings(
         checks.dataset_options(self)
         validation.check(self)
         checks.corruptions(self.corruptions)
+        self.check_evidence()
         self.check_trainable()
 
     def unused(self) -> Iterator[Unused]:
@@ -457,5 +500,6 @@ class SFTSettings(
             yield Unused("cache_features", why, ("vision_tower",))
         yield from self.unused_balance()
         yield from self.unused_augmentation()
+        yield from self.unused_evidence(self.prompts)
         if self.balance_by == "tasks" and len(self.prompts) == 1:
             yield Unused("balance_by", "there is one prompt", ("prompt",))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import data, encode, manifest
 from vlmface.adapter import attach, restore_weights
+from vlmface.aus import evidence
 from vlmface.data import crops, row_images, shows_faces
 from vlmface.errors import UserError
 from vlmface.families import modules
@@ -22,8 +23,9 @@ from vlmface.families.base import Family
 from vlmface.prompts import Prompt, PromptLike
 from vlmface.run_dir import read_log
 from vlmface.train import trackers
-from vlmface.train.augmentation import Augmentation, AugmentedRows
+from vlmface.train.augmentation import Augmentation, AugmentedRows, grey_rows
 from vlmface.train.checks import check_supported
+from vlmface.train.evidence_changes import Rewriter
 from vlmface.train.settings import Lora, SFTSettings
 from vlmface.train.validation import Validation
 from vlmface.utils import distributed
@@ -63,7 +65,8 @@ def identity(
         base: Folder of the base model.
     """
     texts = getattr(settings, "text_only_data", None)
-    return {
+    estimator = {"evidence": evidence.identity()} if evidence.uses_evidence(prompts) else {}
+    return estimator | {
         "data": data.fingerprint(loaded),
         "rows": len(rows),
         "text_only_data": hashlib.sha256(Path(texts).read_bytes()).hexdigest()[:12]
@@ -284,6 +287,7 @@ def _trainer(
         settings.cache_features and settings.vision_tower == "frozen" and arguments.world_size == 1
     )
     caching = caching and not sharding() and not settings.augments
+    caching = caching and not (settings.picture_dropout and family.NEEDS_SIZE)
     trainer = SupervisedTrainer(
         model=model[0],
         args=arguments,
@@ -296,11 +300,16 @@ def _trainer(
     )
     if settings.init_from is not None and settings.quantization is not None:
         restore_weights(trainer.model, settings.init_from)
-    if (augmentation := Augmentation.from_settings(settings)) is not None:
-        trainer.train_dataset = AugmentedRows(rows, augmentation)
+    augmentation = Augmentation.from_settings(settings)
+    texts = Rewriter.of_rows(rows, settings, processor, family)
+    if augmentation is not None or texts is not None:
+        trainer.train_dataset = AugmentedRows(trainer.train_dataset, augmentation, texts)
     if caching:
         with trainer.accelerator.autocast():
             trainer.features = all_tower_features(trainer.model, family, rows, processor)
+            if settings.picture_dropout:
+                grey = grey_rows(rows)
+                trainer.features |= all_tower_features(trainer.model, family, grey, processor)
     if trainer.args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError(
             f"{os.environ.get('WORLD_SIZE', 1)} processes were started, but the trainer sees "
@@ -420,6 +429,7 @@ def write_manifest(
         trainable=dict(model.trainable),
         quantization=model.quantization,
         init_from=None if model.init_from is None else dict(model.init_from),
+        evidence=evidence.identity() if evidence.uses_evidence(model.prompts) else None,
         prompts=[manifest.prompt_entry(prompt) for prompt in model.prompts],
         au_set=list(au_set),
         image=model.family.describe_image(model.processor),

@@ -148,6 +148,8 @@ def encode_file(
     if "token_weights" in features:
         columns["token_weights"] = [[1.0] * len(ids) for ids in columns["input_ids"]]
     columns["image"] = [Image.new("RGB", _BLANK)] * n
+    if encode.SOURCE_COLUMN in features:
+        columns[encode.SOURCE_COLUMN] = [None] * n
     if "images" in features:
         columns["images"] = [[]] * n  # its image alone
     ordered = {name: columns[name.removeprefix(MIRRORED)] for name in features}

@@ -137,6 +137,7 @@ class VLLMRolloutServer:
         prompts: Sequence[Sequence[int]],
         group: int,
         seed: int,
+        evidence: Sequence[str] | None = None,
     ) -> Rollout:
         """Sample completions.
 
@@ -145,6 +146,7 @@ class VLLMRolloutServer:
             prompts: Token ids of each row's prompt, as the trainer encodes it.
             group: Completions of each row.
             seed: Of the first row.
+            evidence: Of each row, if the prompt contains any.
 
         Returns:
             The completions.
@@ -158,7 +160,8 @@ class VLLMRolloutServer:
             async with open_client(self.endpoint) as client:
 
                 async def sample_row(row: int) -> list[dict[str, Any]]:
-                    body = self._request(images[row], group, (seed + row) % 2**31)
+                    text = evidence[row] if evidence else None
+                    body = self._request(images[row], group, (seed + row) % 2**31, text)
                     async with slots:
                         prompt_ids, choices = await send_request(
                             client, self.endpoint, "chat/completions", body, _parse_reply
@@ -180,13 +183,17 @@ class VLLMRolloutServer:
             [completion["complete"] for completion in completions],
         )
 
-    def _request(self, stored: Sequence[Any], group: int, seed: int) -> dict[str, Any]:
+    def _request(
+        self, stored: Sequence[Any], group: int, seed: int, evidence: str | None
+    ) -> dict[str, Any]:
         # Lossless: the server encodes the same pixels as the trainer.
         opened = [open_row_image(image).convert("RGB") for image in stored]
         return {
             **self.sampling,
             "model": self.name,
-            "messages": attach_images(self.prompt.messages(), image_uris(opened, self.padding)),
+            "messages": attach_images(
+                self.prompt.messages(evidence), image_uris(opened, self.padding)
+            ),
             "n": group,
             "seed": seed,
             "logprobs": True,

@@ -79,6 +79,9 @@ class Face(BaseModel):
         description="no face was detected, and the model judged its surroundings alone"
     )
     is_confident: bool
+    evidence: str | None = Field(
+        description="the measured movements of the face that the prompt contained; null: none"
+    )
     aus: list[ActionUnit]
     rationale: str
     answers: dict[str, Answer]

@@ -1,0 +1,78 @@
+"""The movements that were measured of a face, as the text that a prompt contains.
+
+A prompt with the placeholder `{evidence}` is given this text about each face that it is asked
+about. `VERSION` is part of the prompt's sha: whoever changes the text raises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from vlmface import facs
+
+VERSION = 1  # raise whenever the same measurement would give another text
+NONE = "none"  # no action unit is present
+NOT_MEASURED = "not measured"  # no face, one that is turned too far, or withheld
+SIDE_DIFFERENCE = 1.0  # by which one side must be stronger to be named
+
+
+@dataclass(frozen=True)
+class Movements:
+    """What was measured of one face.
+
+    Attributes:
+        aus: {AU: intensity 0..5}; from 1 on it is present.
+        sides: {AU: (left, right)}, intensities of the face's own sides.
+        confidence: {AU: 0.5..1}, how likely "present" or "absent" is right.
+    """
+
+    aus: Mapping[int, float]
+    sides: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    confidence: Mapping[int, float] = field(default_factory=dict)
+
+
+def text_of(movements: Movements | None) -> str:
+    """The text of a face, such as "AU6 2, AU12 4 left, AU25 3".
+
+    AUs are in the order of the face, from the brows to the jaw, with their intensity in whole
+    numbers and the side that is stronger.
+
+    Args:
+        movements: None if the face was not measured.
+    """
+    if movements is None:
+        return NOT_MEASURED
+    present = [au for au, intensity in movements.aus.items() if intensity >= 1]
+    return ", ".join(_unit(au, movements) for au in facs.top_down(present)) or NONE
+
+
+def _unit(au: int, movements: Movements) -> str:
+    grade = min(5, max(1, round(movements.aus[au])))
+    left, right = movements.sides.get(au, (0.0, 0.0))
+    if abs(left - right) < SIDE_DIFFERENCE:
+        return f"{facs.name(au)} {grade}"
+    return f"{facs.name(au)} {grade} {'left' if left > right else 'right'}"
+
+
+def mixed(own: str, other: str, is_changed: Callable[[], bool]) -> str:
+    """The text of one face with errors: AUs removed, and those of another face added.
+
+    Args:
+        own: The text of the face.
+        other: That of another face.
+        is_changed: Called for each AU of both that the other lacks: whether it is removed, or
+            added.
+    """
+    if NOT_MEASURED in (own, other):
+        return own
+    of_own, of_other = _units(own), _units(other)
+    units = {au: text for au, text in of_own.items() if au in of_other or not is_changed()}
+    units |= {au: text for au, text in of_other.items() if au not in of_own and is_changed()}
+    return ", ".join(units[au] for au in facs.top_down(units)) or NONE
+
+
+def _units(text: str) -> dict[int, str]:
+    """{AU: its part} of a text of `text_of`."""
+    parts = [] if text == NONE else text.split(", ")
+    return {int(part.split()[0].removeprefix("AU")): part for part in parts}
