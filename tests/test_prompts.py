@@ -26,7 +26,7 @@ WORDS = {"gender": "male", "age": 30.0}
 def golden(prompt: prompts.Prompt) -> str:
     """Everything of a prompt that reaches a model, as text."""
     lines = [f"sha: {prompt.sha}"]
-    for message in prompt.messages():
+    for message in prompt.messages("EVIDENCE"):
         for block in message["content"]:
             text = block["text"] if block["type"] == "text" else f"<{block['type']}>"
             lines.append(f"--- {message['role']}: {block['type']}\n{text}")
@@ -58,6 +58,7 @@ def test_prompts_that_exist() -> None:
         "expllm_label",
         "expllm_words",
         "face_cot",
+        "face_cot_evidence",
         "face_gender_or_pass",
         "facescan_age",
         "facescan_boxed_age",
@@ -75,7 +76,7 @@ def test_prompts_that_exist() -> None:
     for id in IDS:
         prompt = prompts.load(id)
         assert prompt.id == id
-        *pictures, question = prompt.messages()[-1]["content"]
+        *pictures, question = prompt.messages("EVIDENCE")[-1]["content"]
         assert pictures == [{"type": "image"}] * prompt.images
         text = question["text"]
         asks_openly = id.startswith(("facescan", "synth"))

@@ -265,9 +265,8 @@ def run(settings: Settings) -> dict[str, Any]:
             config.check_config(settings, out, ignore=("output_dir", "batch_size", "corruptions"))
         else:
             config.save_config(settings, out)
-        with Journal(out / "sets.jsonl") as journal:
-            with contextlib.closing(predictor):
-                figures = measure(predictor, rows, settings, journal)
+        with Journal(out / "sets.jsonl") as journal, contextlib.closing(predictor):
+            figures = measure(predictor, rows, settings, journal)
     about = {
         "model": settings.model,
         "benchmark": benchmark.id,

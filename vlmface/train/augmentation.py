@@ -1,4 +1,4 @@
-"""Random changes of training images: corruptions, mirror images, grey pictures.
+"""Random changes of training images: corruptions, mirror images, images of other rows.
 
 What is done to a row depends on the seed, the epoch and the row's number alone. A resumed run, and
 several processes, see the same images as one uninterrupted process.
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vlmface.data import corruptions
-from vlmface.data.row_images import IMAGE_COLUMNS, image_refs, open_row_image, row_image_size
+from vlmface.data.row_images import IMAGE_COLUMNS, image_refs, open_row_image
 from vlmface.encode import GroupedSampler
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from vlmface.train.settings import SFTSettings
 
-GREY = (128, 128, 128)
-GREY_ROW = -1  # number in column `row` of a grey picture, where features are cached
 # Column of rows whose rationale names sides; and the prefix of the columns that
 # `rows.encode_rows` makes of it.
 MIRRORED_RATIONALE, MIRRORED = "mirrored_rationale", "mirrored_"
@@ -112,11 +110,12 @@ class Augmentation:
 
 
 class TextChanges(Protocol):
-    """Changes of the texts of rows; see `evidence_changes.Rewriter`."""
+    """Changes of the texts of rows, and of which row's images are shown; see
+    `evidence_changes.Rewriter`."""
 
     def change(
         self, epoch: int, number: int, *, is_mirrored: bool, is_corrupted: bool
-    ) -> tuple[dict[str, Any], bool]: ...
+    ) -> tuple[dict[str, Any], int]: ...
 
 
 class AugmentedRows:
@@ -146,7 +145,7 @@ class AugmentedRows:
         epoch, number = divmod(index, len(self.rows))
         stored: Mapping[str, Any] = self.rows[number]
         row = {name: value for name, value in stored.items() if not name.startswith(MIRRORED)}
-        is_mirrored, is_corrupted, is_grey = False, False, False
+        is_mirrored, is_corrupted = False, False
         if self.augmentation is not None:
             images, is_mirrored, is_corrupted = self.augmentation.change(
                 [open_row_image(ref) for ref in image_refs(stored)], epoch, number
@@ -154,37 +153,20 @@ class AugmentedRows:
             row |= _with_images(row, images)
         if is_mirrored:
             row |= {name: stored[MIRRORED + name] for name in row if MIRRORED + name in stored}
-        if self.texts is not None:
-            changes, is_grey = self.texts.change(
-                epoch, number, is_mirrored=is_mirrored, is_corrupted=is_corrupted
-            )
-            row |= changes
-        return row | _grey(row) if is_grey else row
+        if self.texts is None:
+            return row
+        changes, shown = self.texts.change(
+            epoch, number, is_mirrored=is_mirrored, is_corrupted=is_corrupted
+        )
+        if shown != number:  # `row` is the number of the picture's features, if these are cached
+            other = self.rows[shown]
+            row |= {name: other[name] for name in (*IMAGE_COLUMNS, "row") if name in row}
+        return row | changes
 
 
 def _with_images(row: Mapping[str, Any], images: Sequence[Image.Image]) -> dict[str, Any]:
     """The columns of a row's images."""
     return {"image": images[0]} | ({"images": list(images)} if "images" in row else {})
-
-
-def _grey(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a row whose pictures are grey: their number in the cache of features, or grey
-    pictures of the same sizes."""
-    if "image" not in row:
-        return {"row": GREY_ROW}
-    sizes = [row_image_size(ref) for ref in image_refs(row)]
-    return _with_images(row, [Image.new("RGB", size, GREY) for size in sizes])
-
-
-def grey_rows(rows: datasets.Dataset) -> datasets.Dataset:
-    """What `GREY_ROW` stands for: a row of grey pictures, as many and as large as in the first
-    row."""
-    from datasets import Dataset, Features, Value
-
-    names = [name for name in IMAGE_COLUMNS if name in rows.column_names]
-    features = Features({name: rows.features[name] for name in names} | {"row": Value("int64")})
-    grey = _grey(rows[0]) | {"row": GREY_ROW}
-    return Dataset.from_dict({name: [grey[name]] for name in features}, features=features)
 
 
 class EpochSampler(GroupedSampler):

@@ -1,5 +1,5 @@
 """Random changes of the evidence of training rows, other ones in each epoch: it is withheld, it has
-wrong action units, or the picture next to it is grey.
+wrong action units, or the picture next to it is that of another row.
 
 What is done to a row depends on the seed, the epoch and the row's number alone, as in
 `augmentation`. `rows.encode_rows` encodes a row with its own evidence and keeps in column SOURCE
@@ -115,25 +115,25 @@ class EvidenceChanges:
 
     Args:
         dropout: Share of the rows of an epoch whose evidence is withheld.
-        picture_dropout: Share of the rows whose picture is grey.
+        picture_noise: Share of the rows with the picture of another row.
         noise: Share of a row's action units that are removed, and of those of another row that are
             added.
         seed: Of the run.
     """
 
     dropout: float
-    picture_dropout: float
+    picture_noise: float
     noise: float
     seed: int
 
     def draw(self, epoch: int, row: int) -> tuple[bool, bool, np.random.Generator]:
-        """(whether the evidence of a row is withheld in an epoch; whether its picture is, never
-        both; the random numbers of its noise)."""
+        """(whether the evidence of a row is withheld in an epoch; whether its picture is that of
+        another row, never both; the random numbers of its noise)."""
         rng = np.random.default_rng((self.seed, epoch, row, _STREAM))
         value = rng.random()
         is_withheld = value < self.dropout
-        is_grey = not is_withheld and value < self.dropout + self.picture_dropout
-        return bool(is_withheld), bool(is_grey), rng
+        is_swapped = not is_withheld and value < self.dropout + self.picture_noise
+        return bool(is_withheld), bool(is_swapped), rng
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Rewriter:
             return None
         changes = EvidenceChanges(
             dropout=settings.evidence_dropout,
-            picture_dropout=settings.picture_dropout,
+            picture_noise=settings.picture_noise,
             noise=settings.evidence_noise,
             seed=settings.seed,
         )
@@ -171,7 +171,7 @@ class Rewriter:
 
     def change(
         self, epoch: int, number: int, *, is_mirrored: bool, is_corrupted: bool
-    ) -> tuple[dict[str, Any], bool]:
+    ) -> tuple[dict[str, Any], int]:
         """The changes of a row in an epoch.
 
         Args:
@@ -182,32 +182,41 @@ class Rewriter:
                 withheld.
 
         Returns:
-            (columns that replace those of the row, whether its picture is withheld).
+            (columns that replace those of the row, the number of the row whose picture is shown).
         """
-        stored = self.sources[number]
-        if stored is None:
-            return {}, False
-        source = json.loads(stored)
-        is_withheld, is_grey, rng = self.changes.draw(epoch, number)
+        source = self._source(number)
+        if source is None:
+            return {}, number
+        is_withheld, is_swapped, rng = self.changes.draw(epoch, number)
+        shown = int(rng.integers(len(self.sources))) if is_swapped else number
+        other = self._source(shown)
+        if other is None:  # of another prompt, or without a picture
+            shown, other = number, source
         own = source["evidence"]
         text = evidence.NOT_MEASURED
         if not (is_withheld or is_corrupted):
             text = self._with_noise(own, rng)
-        if text == own and not is_mirrored:
-            return {}, is_grey
+        source |= {"sizes": other["sizes"]}
+        if text == own and not is_mirrored and (shown == number or not self.family.NEEDS_SIZE):
+            return {}, shown
         target = Target(**source["targets"][-1 if is_mirrored else 0])
         if is_mirrored:
             own, text = mirror_text(own), mirror_text(text)
         try:
-            return target.encode(self._encoder(source, text, self.max_length)), is_grey
+            return target.encode(self._encoder(source, text, self.max_length)), shown
         except SkippedSampleError:  # longer than max_length, which the row's own text is not
-            return target.encode(self._encoder(source, own, None)), is_grey
+            source = self._source(number) or source
+            return target.encode(self._encoder(source, own, None)), number
+
+    def _source(self, number: int) -> dict[str, Any] | None:
+        stored = self.sources[number]
+        return None if stored is None else json.loads(stored)
 
     def _with_noise(self, own: str, rng: np.random.Generator) -> str:
         if not self.changes.noise:
             return own
-        donor = self.sources[int(rng.integers(len(self.sources)))]
-        other = own if donor is None else json.loads(donor)["evidence"]
+        donor = self._source(int(rng.integers(len(self.sources))))
+        other = own if donor is None else donor["evidence"]
         return evidence.mixed(own, other, lambda: bool(rng.random() < self.changes.noise))
 
     def _encoder(self, source: Mapping[str, Any], text: str, limit: int | None) -> EncodeText:

@@ -282,19 +282,19 @@ class EvidenceSettings(Checked):
     Args:
         evidence_dropout: of prompts with evidence: share of the rows whose evidence is withheld
         evidence_noise: share of a row's measured AUs that are removed, and of another's added
-        picture_dropout: of prompts with evidence: share of the rows whose picture is grey
+        picture_noise: of prompts with evidence: share of the rows with the picture of another row
     """
 
-    evidence_dropout: Share = 0.3
+    evidence_dropout: Share = 0.45
     evidence_noise: Share = 0.06
-    picture_dropout: Share = 0.0
+    picture_noise: Share = 0.1
 
     def check_evidence(self) -> None:
         """Refuse shares that leave nothing. Raises UserError."""
-        if self.evidence_dropout + self.picture_dropout > 1:
+        if self.evidence_dropout + self.picture_noise > 1:
             raise UserError(
-                f"evidence_dropout {self.evidence_dropout} and picture_dropout "
-                f"{self.picture_dropout} are of different rows: their sum must be at most 1"
+                f"evidence_dropout {self.evidence_dropout} and picture_noise {self.picture_noise} "
+                "are of different rows: their sum must be at most 1"
             )
 
     def unused_evidence(self, names: Sequence[str]) -> Iterator[Unused]:
@@ -305,7 +305,7 @@ class EvidenceSettings(Checked):
         """
         if not any(name not in prompts.GENERATED and _uses_evidence(name) for name in names):
             why = f"prompt {', '.join(names)} contains no evidence"
-            for name in ("evidence_dropout", "evidence_noise", "picture_dropout"):
+            for name in ("evidence_dropout", "evidence_noise", "picture_noise"):
                 yield Unused(name, why, ("prompt",))
         elif self.evidence_dropout == 1:
             yield Unused("evidence_noise", "evidence_dropout is 1", ("evidence_dropout",))

@@ -23,7 +23,7 @@ from vlmface.families.base import Family
 from vlmface.prompts import Prompt, PromptLike
 from vlmface.run_dir import read_log
 from vlmface.train import trackers
-from vlmface.train.augmentation import Augmentation, AugmentedRows, grey_rows
+from vlmface.train.augmentation import Augmentation, AugmentedRows
 from vlmface.train.checks import check_supported
 from vlmface.train.evidence_changes import Rewriter
 from vlmface.train.settings import Lora, SFTSettings
@@ -287,7 +287,6 @@ def _trainer(
         settings.cache_features and settings.vision_tower == "frozen" and arguments.world_size == 1
     )
     caching = caching and not sharding() and not settings.augments
-    caching = caching and not (settings.picture_dropout and family.NEEDS_SIZE)
     trainer = SupervisedTrainer(
         model=model[0],
         args=arguments,
@@ -307,9 +306,6 @@ def _trainer(
     if caching:
         with trainer.accelerator.autocast():
             trainer.features = all_tower_features(trainer.model, family, rows, processor)
-            if settings.picture_dropout:
-                grey = grey_rows(rows)
-                trainer.features |= all_tower_features(trainer.model, family, grey, processor)
     if trainer.args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError(
             f"{os.environ.get('WORLD_SIZE', 1)} processes were started, but the trainer sees "
