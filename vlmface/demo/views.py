@@ -179,6 +179,8 @@ def answer(
     primary = report.primary
     # A model that only selects a label has generated no other text.
     generated = primary.text if primary.text.strip() != primary.answer.text_labels else None
+    if report.evidence is not None:
+        notes = [*notes, f"Measured in the picture, for the prompt: {report.evidence}."]
     values = {
         "heading": heading,
         "label": primary.answer.text_labels,

@@ -103,7 +103,9 @@ def _open_table(
     from vlmface.infer.report_table import ReportTable
 
     server = (load_options.get(name) for name in ("served_model_name", "run_dir"))
-    model = " ".join(str(part) for part in (options.model.rstrip("/"), *server) if part)
+    withheld = "evidence withheld" if load_options.get("evidence") == "withheld" else None
+    parts = (options.model.rstrip("/"), *server, withheld)
+    model = " ".join(str(part) for part in parts if part)
     assert options.csv is not None
     return stack.enter_context(ReportTable(options.csv, model, options.overwrite))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from vlmface import facs
+from vlmface.aus.evidence import uses_evidence
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.utils import lock
@@ -38,12 +39,14 @@ def table_columns(prompts: Mapping[str, PromptLike]) -> list[str]:
 
     Args:
         prompts: {task: prompt}. A task has columns for its label, the label's probability and the
-            answer's status; `p_TASK_LABEL` is the probability of a label.
+            answer's status; `p_TASK_LABEL` is the probability of a label. `evidence` is that of
+            prompts which contain any.
     """
     answers = [f"{task}{part}" for task in prompts for part in ("", "_probability", "_status")]
     labels = [f"p_{task}_{label}" for task, prompt in prompts.items() for label in _labels(prompt)]
     head = ["image", "face", "face_found", *BOX]
-    return [*head, *answers, "aus", "rationale", *labels, "search_note", "error", *SETTINGS]
+    texts = ["aus", "rationale", *(["evidence"] if uses_evidence(prompts.values()) else [])]
+    return [*head, *answers, *texts, *labels, "search_note", "error", *SETTINGS]
 
 
 def _labels(prompt: PromptLike) -> tuple[str, ...]:
@@ -201,6 +204,8 @@ def _report_cells(report: FaceReport, prompts: Mapping[str, PromptLike]) -> Iter
         yield prediction.answer.status if report.has_prediction else None
     yield " ".join(map(facs.name, report.aus))
     yield report.rationale
+    if uses_evidence(prompts.values()):
+        yield report.evidence
     for task, prompt in prompts.items():
         probabilities = report.answers[task].probabilities
         yield from (_probability(probabilities, label) for label in _labels(prompt))
