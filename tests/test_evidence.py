@@ -63,7 +63,7 @@ def test_the_text_of_a_version_is_pinned() -> None:
         movements = None
         if case["aus"] is not None:
             sides = {au: tuple(pair) for au, pair in case.get("sides", {}).items()}
-            movements = evidence.Movements(case["aus"], sides)
+            movements = evidence.Movements(case["aus"], sides, case.get("photograph", False))
         assert evidence.text_of(movements) == case["text"]
 
 
@@ -82,6 +82,9 @@ def test_a_mixed_text_is_between_both(aus: dict[int, float], data: st.DataObject
     assert names(own) & names(other) <= names(some) <= names(own) | names(other)
     numbers = [int(part.split()[0].removeprefix("AU")) for part in some.split(", ") if names(some)]
     assert numbers == facs.top_down(numbers)
+    photograph = evidence.of_photograph(own)
+    assert evidence.is_of_photograph(photograph) and not evidence.is_of_photograph(own)
+    assert evidence.mixed(photograph, other, lambda: False) == photograph
     for text in (own, other):
         assert evidence.mixed(text, evidence.NOT_MEASURED, lambda: True) == text
     assert evidence.mixed(evidence.NOT_MEASURED, other, lambda: True) == evidence.NOT_MEASURED
@@ -303,7 +306,7 @@ def test_a_row_that_would_be_too_long_keeps_its_own_text(processor: Any) -> None
             assert fits or changes["input_ids"] == own[number]["input_ids"]
 
 
-def test_the_picture_of_another_row_is_shown(processor: Any) -> None:
+def test_a_rendered_face_gets_another_picture_as_if_photographed(processor: Any) -> None:
     own = encoded(processor, with_texts(rows(6)))
     texts = rewriter(processor, own, picture_noise=1.0)
     shown = []
@@ -312,9 +315,19 @@ def test_the_picture_of_another_row_is_shown(processor: Any) -> None:
         cached = AugmentedRows(own.remove_columns("image"), None, texts)[index]
         assert row["row"] == cached["row"] and "image" not in cached
         assert row["image"] == own[row["row"]]["image"]
-        assert row["input_ids"] == own[index % 6]["input_ids"]
-        shown.append(row["row"] != index % 6)
+        text = processor.tokenizer.decode(row["input_ids"])
+        is_other = row["row"] != index % 6
+        mark = evidence.PHOTOGRAPH if is_other else ""
+        assert f"Measured: {mark}{TEXTS[index % 6]}." in text
+        shown.append(is_other)
     assert sum(shown) > 12
+
+
+def test_a_photograph_keeps_its_picture(processor: Any) -> None:
+    data = with_texts(rows(6)).map(lambda row: {COLUMN: evidence.of_photograph(row[COLUMN])})
+    own = encoded(processor, data)
+    texts = rewriter(processor, own, picture_noise=1.0)
+    assert [AugmentedRows(own, None, texts)[index]["row"] for index in range(6)] == [*range(6)]
 
 
 def test_weights_stay_on_the_label(processor: Any) -> None:

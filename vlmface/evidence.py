@@ -14,6 +14,7 @@ from vlmface import facs
 VERSION = 1  # raise whenever the same measurement would give another text
 NONE = "none"  # no action unit is present
 NOT_MEASURED = "not measured"  # no face, one that is turned too far, or withheld
+PHOTOGRAPH = "photograph: "  # in front of what was measured in a photograph, not in a rendered face
 SIDE_DIFFERENCE = 1.0  # by which one side must be stronger to be named
 
 
@@ -24,19 +25,19 @@ class Movements:
     Attributes:
         aus: {AU: intensity 0..5}; from 1 on it is present.
         sides: {AU: (left, right)}, intensities of the face's own sides.
-        confidence: {AU: 0.5..1}, how likely "present" or "absent" is right.
+        is_photograph: Whether the face is photographed and not rendered.
     """
 
     aus: Mapping[int, float]
     sides: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    confidence: Mapping[int, float] = field(default_factory=dict)
+    is_photograph: bool = False
 
 
 def text_of(movements: Movements | None) -> str:
     """The text of a face, such as "AU6 2, AU12 4 left, AU25 3".
 
     AUs are in the order of the face, from the brows to the jaw, with their intensity in whole
-    numbers and the side that is stronger.
+    numbers and the side that is stronger. "photograph: " stands in front of those of a photograph.
 
     Args:
         movements: None if the face was not measured.
@@ -44,7 +45,18 @@ def text_of(movements: Movements | None) -> str:
     if movements is None:
         return NOT_MEASURED
     present = [au for au, intensity in movements.aus.items() if intensity >= 1]
-    return ", ".join(_unit(au, movements) for au in facs.top_down(present)) or NONE
+    text = ", ".join(_unit(au, movements) for au in facs.top_down(present)) or NONE
+    return of_photograph(text) if movements.is_photograph else text
+
+
+def is_of_photograph(text: str) -> bool:
+    """Whether a text is about a photograph."""
+    return text.startswith(PHOTOGRAPH)
+
+
+def of_photograph(text: str) -> str:
+    """The text of a rendered face as if it were photographed."""
+    return text if text == NOT_MEASURED else PHOTOGRAPH + text
 
 
 def _unit(au: int, movements: Movements) -> str:
@@ -69,10 +81,12 @@ def mixed(own: str, other: str, is_changed: Callable[[], bool]) -> str:
     of_own, of_other = _units(own), _units(other)
     units = {au: text for au, text in of_own.items() if au in of_other or not is_changed()}
     units |= {au: text for au, text in of_other.items() if au not in of_own and is_changed()}
-    return ", ".join(units[au] for au in facs.top_down(units)) or NONE
+    text = ", ".join(units[au] for au in facs.top_down(units)) or NONE
+    return of_photograph(text) if is_of_photograph(own) else text
 
 
 def _units(text: str) -> dict[int, str]:
     """{AU: its part} of a text of `text_of`."""
+    text = text.removeprefix(PHOTOGRAPH)
     parts = [] if text == NONE else text.split(", ")
     return {int(part.split()[0].removeprefix("AU")): part for part in parts}

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import datasets
     from PIL import Image
 
-    from vlmface.aus.estimator import FaceUnits
     from vlmface.utils.images import ImageOrImages
 
 COLUMN = "evidence"  # of rows whose evidence was measured
@@ -173,14 +172,7 @@ class EvidenceSource:
         face = estimator.largest(image)
         if face is None:
             return {"aus": {}, "reason": "no face found"}
-        return _record(face)
-
-
-def _record(face: FaceUnits) -> dict[str, Any]:
-    photographed = face.photographed
-    return face.as_dict() | {
-        "photographed": None if photographed is None else round(photographed, 3)
-    }
+        return face.as_dict() | {"photographed": face.photographed}
 
 
 def _text(record: Mapping[str, Any]) -> str:
@@ -190,7 +182,7 @@ def _text(record: Mapping[str, Any]) -> str:
         evidence.Movements(
             {int(au): value for au, value in record["aus"].items()},
             {int(au): (s["left"], s["right"]) for au, s in record["sides"].items()},
-            {int(au): value for au, value in record["confidence"].items()},
+            is_photograph=record["photographed"] >= 0.5,
         )
     )
 

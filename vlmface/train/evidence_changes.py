@@ -1,5 +1,5 @@
 """Random changes of the evidence of training rows, other ones in each epoch: it is withheld, it has
-wrong action units, or the picture next to it is that of another row.
+wrong action units, or the picture next to it is that of another row and counts as a photograph.
 
 What is done to a row depends on the seed, the epoch and the row's number alone, as in
 `augmentation`. `rows.encode_rows` encodes a row with its own evidence and keeps in column SOURCE
@@ -115,7 +115,7 @@ class EvidenceChanges:
 
     Args:
         dropout: Share of the rows of an epoch whose evidence is withheld.
-        picture_noise: Share of the rows with the picture of another row.
+        picture_noise: Share of the rows of rendered faces with the picture of another row.
         noise: Share of a row's action units that are removed, and of those of another row that are
             added.
         seed: Of the run.
@@ -188,6 +188,7 @@ class Rewriter:
         if source is None:
             return {}, number
         is_withheld, is_swapped, rng = self.changes.draw(epoch, number)
+        is_swapped = is_swapped and not evidence.is_of_photograph(source["evidence"])
         shown = int(rng.integers(len(self.sources))) if is_swapped else number
         other = self._source(shown)
         if other is None:  # of another prompt, or without a picture
@@ -196,6 +197,7 @@ class Rewriter:
         text = evidence.NOT_MEASURED
         if not (is_withheld or is_corrupted):
             text = self._with_noise(own, rng)
+            text = evidence.of_photograph(text) if shown != number else text
         source |= {"sizes": other["sizes"]}
         if text == own and not is_mirrored and (shown == number or not self.family.NEEDS_SIZE):
             return {}, shown

@@ -282,12 +282,12 @@ class EvidenceSettings(Checked):
     Args:
         evidence_dropout: of prompts with evidence: share of the rows whose evidence is withheld
         evidence_noise: share of a row's measured AUs that are removed, and of another's added
-        picture_noise: of prompts with evidence: share of the rows with the picture of another row
+        picture_noise: share of the rendered faces with another's picture, as if photographed
     """
 
-    evidence_dropout: Share = 0.45
+    evidence_dropout: Share = 0.4
     evidence_noise: Share = 0.06
-    picture_noise: Share = 0.1
+    picture_noise: Share = 0.2
 
     def check_evidence(self) -> None:
         """Refuse shares that leave nothing. Raises UserError."""
