@@ -83,6 +83,7 @@ def test_no_class_of_settings_is_left_out() -> None:
                 "Balance",
                 "Vote",
                 "Augmentation",
+                "Evidence",
             )
         ),
         "vlmface.train.clip.settings.Training",

@@ -1,7 +1,7 @@
 """The movements that were measured of a face, as the text that a prompt contains.
 
 A prompt with the placeholder `{evidence}` is given this text about each face that it is asked
-about. `VERSION` is part of the prompt's sha: whoever changes the text raises it.
+about. `VERSION` is part of the prompt's sha and must be raised with every change of the text.
 """
 
 from __future__ import annotations

@@ -114,13 +114,13 @@ class Prompt:
         return messages
 
     def _fill(self, text: str, evidence: str | None) -> str:
-        values = {
-            "evidence": evidence,
+        values: dict[str, str | None] = {
             "candidates": ", ".join(self.order or self.space.labels),
             "au_definitions": "\n".join(
                 f"{facs.name(au)} {facs.AUS[au].name}: {facs.AUS[au].cue}."
                 for au in facs.DEFINED_AUS
             ),
+            "evidence": evidence,
         }
 
         def value(match: re.Match[str]) -> str:
