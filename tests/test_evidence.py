@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -50,7 +51,18 @@ needs_detector = pytest.mark.skipif(
 )
 GOLDEN = Path(__file__).parent / "golden" / "evidence.yaml"
 PROMPT = prompts.load("face_cot_evidence")
-TEXTS = ["AU6 2, AU12 4", "AU14 3 left", "none", "AU1 2, AU4 3, AU15 1", "AU25 5", "AU9 2"]
+ONE_SIDED = evidence.text_of(evidence.Movements({14: 3.0}, {14: (3.0, 0.0)}))
+TEXTS = [
+    evidence.text_of(evidence.Movements({6: 2.0, 12: 4.0})),
+    ONE_SIDED,
+    evidence.NONE,
+    *(evidence.text_of(evidence.Movements(aus)) for aus in ({1: 2, 4: 3, 15: 1}, {25: 5}, {9: 2})),
+]
+
+
+def units(text: str) -> list[int]:
+    """The AUs of a text, in its order."""
+    return [int(number) for number in re.findall(r"\(AU(\d+)", text)]
 
 
 # --- the text -------------------------------------------------------------------------------------
@@ -73,15 +85,11 @@ def test_a_mixed_text_is_between_both(aus: dict[int, float], data: st.DataObject
     others = data.draw(st.dictionaries(st.sampled_from(facs.SYNTH_AUS), st.floats(0, 5)))
     other = evidence.text_of(evidence.Movements(others))
 
-    def names(text: str) -> set[str]:
-        return {part.split()[0] for part in text.split(", ")} - {evidence.NONE}
-
     assert evidence.mixed(own, other, lambda: False) == own
-    assert names(evidence.mixed(own, other, lambda: True)) == names(other)
+    assert set(units(evidence.mixed(own, other, lambda: True))) == set(units(other))
     some = evidence.mixed(own, other, lambda: data.draw(st.booleans()))
-    assert names(own) & names(other) <= names(some) <= names(own) | names(other)
-    numbers = [int(part.split()[0].removeprefix("AU")) for part in some.split(", ") if names(some)]
-    assert numbers == facs.top_down(numbers)
+    assert {*units(own)} & {*units(other)} <= {*units(some)} <= {*units(own), *units(other)}
+    assert units(some) == facs.top_down(units(some))
     photograph = evidence.of_photograph(own)
     assert evidence.is_of_photograph(photograph) and not evidence.is_of_photograph(own)
     assert evidence.mixed(photograph, other, lambda: False) == photograph
@@ -153,9 +161,7 @@ def test_rows_are_measured_once(monkeypatch: Any, own_cache: Path) -> None:
         images = [open_row_image(image) for image in twice["image"]]
         assert source.texts(images) == texts == [source.text(image) for image in images]
         mirrored = source.text(images[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-    assert {part.split()[0] for part in mirrored.split(", ")} == {
-        part.split()[0] for part in texts[0].split(", ")
-    }
+    assert units(mirrored) == units(texts[0])
     monkeypatch.setattr(measured, "Estimator", None)  # nothing is left to be measured
     assert with_evidence(faces, [PROMPT], progress=False)[COLUMN][:] == texts[:6]
     plain = prompts.load("face_cot")
@@ -288,7 +294,7 @@ def test_a_mirrored_row_has_the_mirrored_evidence(processor: Any) -> None:
         stored = open_row_image(own[1]["image"])
         is_mirrored = row["image"].tobytes() != stored.tobytes()
         text = processor.tokenizer.decode(row["input_ids"])
-        assert ("AU14 3 right" if is_mirrored else "AU14 3 left") in text
+        assert ("(AU14 right)" if is_mirrored else "(AU14 left)") in text
         assert SOURCE not in Collator(processor, llava)([row, augmented[index]])
         sides.add(is_mirrored)
     assert sides == {True, False}

@@ -6,15 +6,18 @@ about. `VERSION` is part of the prompt's sha and must be raised with every chang
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from vlmface import facs
+from vlmface.au_descriptions import CLAUSES
 
 VERSION = 1  # raise whenever the same measurement would give another text
-NONE = "none"  # no action unit is present
+NONE = "no muscle moves"  # no action unit is present
 NOT_MEASURED = "not measured"  # no face, one that is turned too far, or withheld
 PHOTOGRAPH = "photograph: "  # in front of what was measured in a photograph, not in a rendered face
+_NUMBER = re.compile(r"\(AU(\d+)")
 SIDE_DIFFERENCE = 1.0  # by which one side must be stronger to be named
 
 
@@ -34,10 +37,13 @@ class Movements:
 
 
 def text_of(movements: Movements | None) -> str:
-    """The text of a face, such as "AU6 2, AU12 4 left, AU25 3".
+    """The text of a face, such as "the cheeks are slightly raised (AU6), the lip corners are
+    strongly pulled up (AU12 left)".
 
-    AUs are in the order of the face, from the brows to the jaw, with their intensity in whole
-    numbers and the side that is stronger. "photograph: " stands in front of those of a photograph.
+    AUs are described in the order of the face, from the brows to the jaw, with a word for the
+    intensity and the side that is stronger: in the words of rationales, because a small language
+    model learns to repeat them sooner than to turn numbers into words. "photograph: " stands in
+    front of those of a photograph.
 
     Args:
         movements: None if the face was not measured.
@@ -60,11 +66,10 @@ def of_photograph(text: str) -> str:
 
 
 def _unit(au: int, movements: Movements) -> str:
-    grade = min(5, max(1, round(movements.aus[au])))
+    clause = CLAUSES[au][0].format(how=f" {facs.GRADES[facs.grade(movements.aus[au]) - 1]}")
     left, right = movements.sides.get(au, (0.0, 0.0))
-    if abs(left - right) < SIDE_DIFFERENCE:
-        return f"{facs.name(au)} {grade}"
-    return f"{facs.name(au)} {grade} {'left' if left > right else 'right'}"
+    side = "" if abs(left - right) < SIDE_DIFFERENCE else " left" if left > right else " right"
+    return f"{clause} ({facs.name(au)}{side})"
 
 
 def mixed(own: str, other: str, is_changed: Callable[[], bool]) -> str:
@@ -89,4 +94,4 @@ def _units(text: str) -> dict[int, str]:
     """{AU: its part} of a text of `text_of`."""
     text = text.removeprefix(PHOTOGRAPH)
     parts = [] if text == NONE else text.split(", ")
-    return {int(part.split()[0].removeprefix("AU")): part for part in parts}
+    return {int(_NUMBER.findall(part)[-1]): part for part in parts}
