@@ -126,6 +126,12 @@ class EvidenceChanges:
     noise: float
     seed: int
 
+    @property
+    def marks_photographs(self) -> bool:
+        """Whether evidence next to another picture counts as that of a photograph: a mark in all
+        rows would tell nothing."""
+        return self.picture_noise < 1
+
     def draw(self, epoch: int, row: int) -> tuple[bool, bool, np.random.Generator]:
         """(whether the evidence of a row is withheld in an epoch; whether its picture is that of
         another row, never both; the random numbers of its noise)."""
@@ -197,7 +203,8 @@ class Rewriter:
         text = evidence.NOT_MEASURED
         if not (is_withheld or is_corrupted):
             text = self._with_noise(own, rng)
-            text = evidence.of_photograph(text) if shown != number else text
+            if shown != number and self.changes.marks_photographs:
+                text = evidence.of_photograph(text)
         source |= {"sizes": other["sizes"]}
         if text == own and not is_mirrored and (shown == number or not self.family.NEEDS_SIZE):
             return {}, shown
