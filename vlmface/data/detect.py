@@ -211,6 +211,7 @@ class Detector:
             if candidate.score >= MIN_CLEAR_SCORE
         ]
         return sorted(boxes, key=by_size)
+
     def _landmarker(self) -> Any:
         from mediapipe.tasks.python import BaseOptions
 
