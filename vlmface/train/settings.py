@@ -285,9 +285,9 @@ class EvidenceSettings(Checked):
         picture_noise: share of the rendered faces with another's picture, as if photographed
     """
 
-    evidence_dropout: Share = 0.35
+    evidence_dropout: Share = 0.3
     evidence_noise: Share = 0.06
-    picture_noise: Share = 0.25
+    picture_noise: Share = 0.35
 
     def check_evidence(self) -> None:
         """Refuse shares that leave nothing. Raises UserError."""
