@@ -20,7 +20,10 @@ def add_synth(commands: Commands) -> None:
         "synth", help="render labelled faces, scenes or clips and draw them on a contact sheet"
     )
     synth.add_argument(
-        "--dataset", default="synth", help="synth (faces, the default), synth_scenes or synth_clips"
+        "--dataset",
+        default="synth",
+        help="synth (faces, the default), synth_v2 (more like photographs), synth_scenes or "
+        "synth_clips",
     )
     option(synth, "--n", Count, default=64, help="number of them")
     synth.add_argument("--sheet", type=Path, default=Path("sheet.png"), help="picture to write")
