@@ -48,11 +48,14 @@ def key_shadow(
     return np.where(lit == -1, 1.0, 0.45).astype(np.float32)
 
 
-def lamps_on(view: View, normal: np.ndarray, key: np.ndarray, shadow: np.ndarray) -> np.ndarray:
-    """The light (k, 3) of key and fill light, linear RGB, on points with their normals (k, 3)."""
+def lamps_on(
+    view: View, normal: np.ndarray, key: np.ndarray, shadow: np.ndarray, wrap: float = 0.3
+) -> np.ndarray:
+    """The light (k, 3) of key and fill light, linear RGB, on points with their normals (k, 3);
+    `wrap`: how far the key light reaches around, cosine."""
     facing = normal @ key
-    wrap = np.float32(0.3)
-    diffuse = np.clip((facing + wrap) / (1 + wrap), 0, None) * shadow
+    reach = np.float32(wrap)
+    diffuse = np.clip((facing + reach) / (1 + reach), 0, None) * shadow
     fill_from = np.array([-key[0], 0.15, 0.8], np.float32)
     fill = np.clip(normal @ (fill_from / np.linalg.norm(fill_from)), 0, None)
     return (view.key * diffuse)[:, None] * linear(view.key_colour) + (view.fill * fill)[:, None]
@@ -234,9 +237,7 @@ def eye_albedo(cosine: np.ndarray, eye_colour: str) -> np.ndarray:
     iris = smoothstep(0.52, 0.46, angle)[:, None]
     pupil = smoothstep(0.22, 0.17, angle)[:, None]
     ring = (bump(angle - 0.47, 0.06) * 0.5)[:, None]
-    colour = (
-        linear((0.94, 0.92, 0.90)) * (1 - iris) + linear(paint.EYE_COLOURS[eye_colour]) * iris
-    )
+    colour = linear((0.94, 0.92, 0.90)) * (1 - iris) + linear(paint.EYE_COLOURS[eye_colour]) * iris
     return colour * (1 - ring) * (1 - 0.95 * pupil)
 
 

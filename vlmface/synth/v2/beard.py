@@ -59,9 +59,7 @@ def layers(scalp: Scalp) -> list[Layer]:
         return []
     rng = np.random.default_rng([67, scalp.face.look.texture_seed])
     count = max(60, round(HAIRS * beard.density * min(1.0, float(weights.sum() / 0.5) ** 0.5)))
-    roots = scatter(
-        rng, triangles, weights, count, (scalp.vertices, scalp.normals, model.template)
-    )
+    roots = scatter(rng, triangles, weights, count, (scalp.vertices, scalp.normals, model.template))
     # Down, and apart below the nose; the longer, the more they hang.
     ahead = np.tile(np.array([0, -1.0, 0.05], np.float32), (count, 1))
     upper = (roots.template[:, 1] > 6.62) & (np.abs(roots.template[:, 0]) < 0.34)

@@ -9,7 +9,7 @@ from vlmface.synth.render import encode_jpeg
 from vlmface.synth.v2.parameters import Camera, Photo
 
 RESAMPLING = Image.Resampling
-METERED, METERING = 0.26, 0.75  # linear light that is exposed as it is; 1: all else too
+METERED, METERING = 0.22, 0.75  # linear light that is exposed as it is; 1: all else too
 
 
 def develop(light: np.ndarray, size: int, view: Photo) -> tuple[np.ndarray, bytes]:

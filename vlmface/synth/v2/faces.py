@@ -111,12 +111,16 @@ def sample_photo(rng: np.random.Generator) -> Photo:
     pitch = rng.normal(0, 7) if rng.random() < 0.75 else rng.uniform(-PITCH, PITCH)
     values = {name: getattr(base, name) for name in base.__dataclass_fields__}
     dim = rng.random() < 0.3  # little light from the front
+    # Lamps are mostly above, and less often at the side.
+    turn, height = np.radians(np.clip(rng.normal(0, 38), -80, 80)), np.radians(rng.uniform(-5, 62))
+    light = np.sin(turn), np.tan(height) * 0.8, np.cos(turn)
     values |= {
         "yaw": float(np.clip(yaw, -YAW, YAW)),
         "pitch": float(np.clip(pitch, -PITCH, PITCH)),
         "roll": float(np.clip(rng.normal(0, 6), -ROLL, ROLL)),
         "zoom": float(rng.uniform(0.78, 1.28)),
         "shift": (float(rng.normal(0, 0.03)), float(rng.normal(0, 0.03))),
+        "light": tuple(float(x) for x in light),
         "key": float(rng.uniform(0.25, 0.6) if dim else rng.uniform(0.6, 1.3)),
         "fill": float(rng.uniform(0.03, 0.35)),
         "ambient": float(rng.uniform(0.15, 0.5)),
@@ -145,7 +149,7 @@ def _draw_environment(rng: np.random.Generator) -> tuple:
     """Light of one colour, brighter from some sides."""
     warm = rng.normal(0, 0.06)
     colour = np.array([1 + warm, 1.0, 1 - warm])
-    slopes = rng.normal(0, (0.25, 0.2, 0.15), 3) + np.array([0, 0.25, 0.1])
+    slopes = rng.normal(0, (0.25, 0.2, 0.15), 3) + np.array([0, 0.35, 0.3])
     rows = [colour, *(slope * (colour + rng.normal(0, 0.12, 3)) for slope in slopes)]
     return tuple(tuple(float(x) for x in row) for row in rows)
 

@@ -57,7 +57,8 @@ def layers(scalp: Scalp) -> list[Layer]:
     arrays = (shell.points, scalp.normals, model.template)
     made = [shell]
     if len(grown) and hair.top > 0.03:
-        roots = scatter(rng, grown, _areas(shell.points, grown), round(LOCKS * (1 + 0.6 * hair.curl)), arrays)
+        count = round(LOCKS * (1 + 0.6 * hair.curl))
+        roots = scatter(rng, grown, _areas(shell.points, grown), count, arrays)
         made.append(_locks(rng, roots, hair))
     if hair.fringe > 0:
         made += _fringe(rng, scalp, hair, arrays, triangles[(above[triangles] > 0).all(1)])

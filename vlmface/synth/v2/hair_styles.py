@@ -42,9 +42,7 @@ STYLES: dict[str, Style] = {
     "shoulder-length": Style(
         (0.14, 0.03), (0.08, 0.17), (0.08, 0.15), fringe=(0.0, 0.8), length=(1.2, 1.8)
     ),
-    "long": Style(
-        (0.2, 0.03), (0.07, 0.16), (0.07, 0.14), fringe=(0.0, 0.7), length=(1.8, 2.6)
-    ),
+    "long": Style((0.2, 0.03), (0.07, 0.16), (0.07, 0.14), fringe=(0.0, 0.7), length=(1.8, 2.6)),
     "tied back": Style((0.12, 0.02), (0.03, 0.08), (0.02, 0.05), line=(0.0, 0.1), parted=0.3),
 }
 GREYS = {"grey": 0.65, "white": 0.35}
@@ -91,9 +89,7 @@ def draw_hair(
     )
 
 
-def draw_beard(
-    rng: np.random.Generator, age: float, *, female: bool
-) -> tuple[Beard | None, float]:
+def draw_beard(rng: np.random.Generator, age: float, *, female: bool) -> tuple[Beard | None, float]:
     """(beard or None, stubble 0..1) of a person."""
     kind, density = rng.random(), float(rng.uniform(0.35, 1.0))
     length, shadow = float(rng.uniform(0.02, 0.09)), float(rng.uniform(0.1, 1.0))

@@ -13,7 +13,6 @@ from vlmface.synth.v2 import beard, glasses, hair
 from vlmface.synth.v2.layers import Layer, Scalp
 from vlmface.synth.v2.parameters import PhotoFace
 
-
 _last = threading.local()  # the face at rest that was made last: faces of a person are in a row
 
 
@@ -87,8 +86,6 @@ def head_mesh(face: PhotoFace) -> HeadMesh:
         moved,
         np.concatenate([layer.points for layer in layers]).astype(np.float32),
         np.concatenate([layer.attributes for layer in layers]).astype(np.float32),
-        np.concatenate(
-            [layer.triangles + k for layer, k in zip(layers, starts, strict=False)]
-        ),
+        np.concatenate([layer.triangles + k for layer, k in zip(layers, starts, strict=False)]),
         np.concatenate([layer.kind for layer in layers]).astype(np.int8),
     )

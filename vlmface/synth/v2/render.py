@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from embreex import mesh_construction, rtcore_scene
 
-from vlmface.synth.head_mesh import vertex_normals
 from vlmface.synth.meshes import rotation
 from vlmface.synth.render import FACE_CENTRE, Render, camera_rays, cast, interpolate, project
 from vlmface.synth.v2 import backgrounds, camera, mesh, shading, visibility
@@ -57,7 +56,7 @@ def render(face: PhotoFace, size: int = 96, supersample: float = 1.5) -> PhotoRe
     image, jpeg = camera.develop(picture.reshape(wide, wide, 3), size, view)
 
     pixels = project(placed[:count], view, size, view.field_of_view)
-    inside = ((pixels >= 0) & (pixels < size)).all(1)
+    inside = np.all((pixels >= 0) & (pixels < size), axis=1)
     shares = visibility.visible_shares(scene, placed[:count], normals @ turn.T, origins[0], inside)
     part = np.full(wide * wide, -1, np.int8)
     part[hits.hit] = kind

@@ -56,7 +56,7 @@ class _Material:
 def shade(head: Posed, attributes: np.ndarray, hits: Hits, kind: np.ndarray) -> np.ndarray:
     """The colour (k, 3), linear RGB, of the points that rays met; `attributes` (k, 9) as in
     `HeadMesh`, `kind` (k,) as in `layers`."""
-    face, view = head.face, head.face.view
+    view = head.face.view
     material = _materials(head, attributes, hits.where, kind)
     normal = material.normal
     key = key_direction(view)
@@ -64,13 +64,13 @@ def shade(head: Posed, attributes: np.ndarray, hits: Hits, kind: np.ndarray) -> 
     inner = (kind >= LEFT_EYE) & (kind <= TONGUE)
     shadow[inner] = np.maximum(shadow[inner], 0.7)
     sky = sky_light(attributes[:, :3], kind, attributes[:, 8])
-    light = lamps_on(view, normal, key, shadow)
+    light = lamps_on(view, normal, key, shadow, wrap=0.16)
     environment = np.array(view.environment, np.float32)
     around = environment[0] + normal @ environment[1:]
-    light += view.ambient * np.clip(around, 0.12, None)
+    light += view.ambient * np.clip(around, 0.06, None)
     # Blood under thin skin keeps the terminator red.
     light[:, 0] += 0.10 * view.key * bump(normal @ key, 0.35) * (kind == 0)
-    light *= (0.25 + 0.75 * sky)[:, None]
+    light *= (0.14 + 0.86 * np.power(sky, 1.3))[:, None]
     half = key + np.array([0, 0, 1], np.float32)
     half /= np.linalg.norm(half)
     shine = np.power(np.clip(normal @ half, 0, 1), material.power) * shadow * view.key
@@ -103,7 +103,10 @@ def _materials(
         if on.any():
             out = where[on] - head_model().eye_centre(head.placed, eye)
             out /= np.linalg.norm(out, axis=1, keepdims=True)
-            material.albedo[on] = eye_albedo(out @ gaze_direction(view, head.turn), look.eye_colour)
+            colour = eye_albedo(out @ gaze_direction(view, head.turn), look.eye_colour)
+            # The upper lid and its lashes shade the eye.
+            lid = paint.smoothstep(-0.05, 0.42, out @ head.turn[:, 1])
+            material.albedo[on] = colour * (0.86 - 0.5 * lid)[:, None]
             material.normal[on], material.gloss[on], material.power[on] = out, 0.9, 90
     teeth = (kind == UPPER_TEETH) | (kind == UPPER_TEETH + 1)
     material.albedo[teeth], material.gloss[teeth] = linear((0.90, 0.86, 0.77)), 0.25
@@ -168,7 +171,8 @@ def add_lenses(
         picture: the colours that n rays met.
         fit: where the glasses are, in the head's frame.
         head: the head.
-        origins, directions: (n, 3) of the rays, in the head's frame.
+        origins: (n, 3) of the rays, in the head's frame.
+        directions: (n, 3) of the rays, in the head's frame.
     """
     glasses, view = fit.glasses, head.face.view
     ahead = np.where(np.abs(directions[:, 2]) < 0.05, -0.05, directions[:, 2])
@@ -178,14 +182,16 @@ def add_lenses(
         x = origins[:, 0] + way * directions[:, 0] - fit.middle[0]
         depth = fit.z - WRAP * np.square(np.clip(x, -0.7, 0.7))
     y = origins[:, 1] + way * directions[:, 1]
-    on = (way > 0) & (directions[:, 2] < -0.05) & fit.covers(
-        np.stack([x + fit.middle[0], y], 1)
-    )
+    on = (way > 0) & (directions[:, 2] < -0.05) & fit.covers(np.stack([x + fit.middle[0], y], 1))
     if not on.any():
         return
     x, y, rays = x[on], y[on], directions[on]
     normal = np.stack(
-        [2 * WRAP * x + 0.5 * (np.abs(x) - fit.centre_x) * np.sign(x), 0.5 * (y - fit.y), 0 * x + 1],
+        [
+            2 * WRAP * x + 0.5 * (np.abs(x) - fit.centre_x) * np.sign(x),
+            0.5 * (y - fit.y),
+            np.ones_like(x),
+        ],
         1,
     )
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)

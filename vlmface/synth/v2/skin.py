@@ -30,9 +30,7 @@ class Surface:
     gloss: np.ndarray
 
 
-def surface(
-    face: PhotoFace, template: np.ndarray, lips: np.ndarray, inside: np.ndarray
-) -> Surface:
+def surface(face: PhotoFace, template: np.ndarray, lips: np.ndarray, inside: np.ndarray) -> Surface:
     """The surface at points of the skin with their template coordinates (k, 3)."""
     look, skin = face.look, face.look.skin
     x, y, z = np.abs(template[:, 0]), template[:, 1], template[:, 2]
@@ -73,13 +71,11 @@ def surface(
     return Surface(
         albedo.astype(np.float32),
         np.clip(1 + 0.42 * relief * bare, 0.30, 1.25),
-        gloss * (0.2 + 0.8 * bare) * (1 + 0.25 * skin.pores * np.clip(grain, -2, 2)),
+        gloss * (0.2 + 0.8 * bare) * (1 + 0.12 * skin.pores * np.clip(grain, -2, 2)),
     )
 
 
-def _bare(
-    look: Look, template: np.ndarray, grain: np.ndarray, blotch: np.ndarray
-) -> np.ndarray:
+def _bare(look: Look, template: np.ndarray, grain: np.ndarray, blotch: np.ndarray) -> np.ndarray:
     """Albedo (k, 3) of skin without hair, lips and clothes."""
     skin = look.skin
     x, y, z = np.abs(template[:, 0]), template[:, 1], template[:, 2]
@@ -90,7 +86,7 @@ def _bare(
     socket = bump(np.hypot(x - 0.31, y - 7.29), 0.16) * (z > 0.9)
     under = bump(np.hypot((x - 0.29) / 1.4, y - 7.17), 0.07) * (z > 0.9)
     dark = np.array([0.8, 1.0, 0.85], np.float32)
-    albedo *= 1 - (0.10 * socket + 0.32 * skin.circles * under)[:, None] * dark
+    albedo *= 1 - (0.20 * socket + 0.32 * skin.circles * under)[:, None] * dark
     # Necks are darker than faces, and so is what lies under a chin.
     albedo *= (1 - 0.08 * smoothstep(6.3, 6.0, y))[:, None]
     if skin.freckles > 0:

@@ -144,9 +144,7 @@ def _grade(expression: Expression, au: int, sides: Sides) -> float | None:
     return float(min(grade, 5)) if grade >= 1 else None
 
 
-def sides_of(
-    expression: Expression, visible: Mapping[int, Sides]
-) -> dict[str, list[float | None]]:
+def sides_of(expression: Expression, visible: Mapping[int, Sides]) -> dict[str, list[float | None]]:
     """AU -> its intensity 0..5 on the left and on the right, None where it cannot be seen, of the
     AUs that are present."""
     return {
