@@ -31,14 +31,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import encode, facs, families
+from vlmface import encode, families
 from vlmface.label_spaces import SPACES
 from vlmface.prompts import load as load_prompt
 from vlmface.synth import dataset as synth
-from vlmface.synth import face_descriptions
+from vlmface.synth import face_descriptions, pretrain_faces
 from vlmface.synth.faces import Sample
-from vlmface.synth.geometry import PART_CLASSES, SETS, landmark_vertices, load_geometry
-from vlmface.synth.v2 import dataset as synth_v2
+from vlmface.synth.geometry import PART_CLASSES, landmark_vertices
 from vlmface.utils import distributed
 from vlmface.utils.config import ArgumentParser, option, run_main
 from vlmface.utils.ranges import Count, Seed
@@ -450,41 +449,6 @@ class Pretraining:
         )
 
 
-def load_faces(datasets: Sequence[str], count: int) -> dict[str, torch.Tensor]:
-    """The geometry of `count` faces: face i is number i // k of the data set number i % k, of k of
-    them. With synth_v2 also the "intensities" of what can be seen, -1 where all can."""
-    parts = {
-        name: load_geometry(-(-count // len(datasets)), SIZE, SIZE // PATCH, name)
-        for name in datasets
-    }
-    if any("intensities" in part for part in parts.values()):
-        all_visible = np.full(len(facs.SYNTH_V2_AUS), -1, np.float32)
-        for part in parts.values():
-            part.setdefault("intensities", np.tile(all_visible, (len(part["pose"]), 1)))
-    joined = {}
-    for key in next(iter(parts.values())):
-        columns = [part.pop(key) for part in parts.values()]
-        joined[key] = torch.from_numpy(np.stack(columns, 1).reshape(-1, *columns[0].shape[1:]))
-    return {key: values[:count] for key, values in joined.items()}
-
-
-def draw_samples(
-    datasets: Sequence[str], count: int, intensities: torch.Tensor | None
-) -> list[Sample]:
-    """The faces of `load_faces`, with the action units that can be seen."""
-    draws = {synth.FACES.name: synth.draw, synth_v2.NAME: synth_v2.draw}
-    samples = []
-    for i in tqdm(range(count), "sampling"):
-        name = datasets[i % len(datasets)]
-        sample = draws[name](0, "pretrain", i // len(datasets))
-        if intensities is not None and name == synth_v2.NAME:
-            values = dict(zip(facs.SYNTH_V2_AUS, intensities[i].tolist(), strict=True))
-            aus = {au: value for au, value in values.items() if value > 0}
-            sample = replace(sample, expression=replace(sample.expression, aus=aus))
-        samples.append(sample)
-    return samples
-
-
 def reset_unwritten(model: Any, processor: Any) -> None:
     """Give the tokens that the base has never written the mean embedding of the others.
 
@@ -507,7 +471,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--datasets",
         nargs="+",
-        choices=SETS,
+        choices=pretrain_faces.SETS,
         default=["synth"],
         help="rendered sets that the faces are from, in equal shares (default: synth)",
     )
@@ -526,8 +490,9 @@ def main(argv: Sequence[str]) -> int:
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
 
-    data = load_faces(arguments.datasets, arguments.faces)
-    samples = draw_samples(arguments.datasets, arguments.faces, data.pop("intensities", None))
+    faces = pretrain_faces.load(arguments.datasets, arguments.faces, SIZE, SIZE // PATCH)
+    samples = faces.samples
+    data = {name: torch.from_numpy(values) for name, values in faces.geometry.items()}
     rng = np.random.default_rng(arguments.seed)
     corpus = [
         part

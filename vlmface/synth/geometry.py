@@ -7,25 +7,15 @@ patch shows.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from vlmface import facs
-from vlmface.synth import dataset
 from vlmface.synth.face_parameters import View
 from vlmface.synth.head import head_model
-from vlmface.synth.render import Render, render
-from vlmface.synth.v2 import dataset as dataset_v2
-from vlmface.synth.v2 import visibility
+from vlmface.synth.render import Render
 from vlmface.synth.v2.layers import FRAME
-from vlmface.synth.v2.render import render as render_v2
-from vlmface.utils import files, subprocesses
 
-SHARD = 200  # faces in a cached file
 PART_CLASSES = 5  # background, skin, eyes, hair, teeth and tongue
 
 
@@ -100,72 +90,3 @@ def known_geometry(rendering: Render, view: View, grid: int) -> dict[str, np.nda
         "pose": np.array([view.yaw, view.pitch, view.roll, *view.gaze], np.float32) / 10,
         "parts": shares,
     }
-
-
-def _version_1(index: int, size: int, grid: int) -> dict[str, np.ndarray]:
-    face = dataset.draw(0, "pretrain", index).face
-    return known_geometry(render(face, size), face.view, grid)
-
-
-def _version_2(index: int, size: int, grid: int) -> dict[str, np.ndarray]:
-    """Also intensities (AUs,) as annotated, of SYNTH_V2_AUS: 0 absent, nan not annotated."""
-    sample = dataset_v2.draw(0, "pretrain", index)
-    rendering = render_v2(dataset_v2.photo_face(sample), size)
-    labels = visibility.annotate(sample.expression, rendering.visible)
-    graded = {label.au: label.intensity for label in labels}
-    intensities = [graded.get(au, np.nan) for au in facs.SYNTH_V2_AUS]
-    known = known_geometry(rendering, sample.face.view, grid)
-    return known | {"intensities": np.array(intensities, np.float32)}
-
-
-# Data set -> its version, and what is known of one of its pretrain faces.
-_SETS: dict[str, tuple[int, Callable[[int, int, int], dict[str, np.ndarray]]]] = {
-    "synth": (dataset.VERSION, _version_1),
-    dataset_v2.NAME: (dataset_v2.VERSION, _version_2),
-}
-SETS = tuple(_SETS)
-
-
-def _make_shard(path: Path, name: str, start: int, size: int, grid: int) -> None:
-    rows = [_SETS[name][1](index, size, grid) for index in range(start, start + SHARD)]
-    arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    arrays["points"], arrays["shift"] = arrays["points"].astype("f2"), arrays["shift"].astype("f2")
-    arrays["parts"] = (arrays["parts"] * 255).round().astype("u1")
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    files.atomic_write(path, buffer.getvalue())
-
-
-def load_geometry(
-    count: int, size: int, grid: int, name: str = dataset.FACES.name
-) -> dict[str, np.ndarray]:
-    """`known_geometry` of the first pretrain faces of a set, stacked; rendered where not cached.
-
-    Args:
-        count: number of faces.
-        size: pixels of a side of the pictures.
-        grid: patches of a side.
-        name: one of SETS.
-
-    Returns:
-        The arrays of `known_geometry`; points and shift are float16, parts uint8 (255 = all of the
-        patch). Of synth_v2 also "intensities" (count, AUs): those of SYNTH_V2_AUS as annotated, 0
-        if absent and nan if the AU is not annotated.
-    """
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
-
-    version = f"v{_SETS[name][0]}"
-    root = files.cache_dir() / ("geometry" if name == "synth" else f"geometry_{name}")
-    folder = root / version / f"{size}px{grid}"
-    paths = [folder / f"{shard:05d}.npz" for shard in range(-(-count // SHARD))]
-    jobs = [
-        delayed(_make_shard)(path, name, shard * SHARD, size, grid)
-        for shard, path in enumerate(paths)
-        if not path.exists()
-    ]
-    parallel = Parallel(-1, return_as="generator_unordered", **subprocesses.joblib_arguments())
-    for _ in tqdm(parallel(jobs), f"rendering {name}", len(jobs), unit="shard"):
-        pass
-    shards = [np.load(path) for path in paths]
-    return {key: np.concatenate([shard[key] for shard in shards])[:count] for key in shards[0]}
