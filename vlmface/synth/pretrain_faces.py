@@ -46,8 +46,16 @@ _SETS: dict[str, tuple[int, Callable[[int, int, int], dict[str, np.ndarray]]]] =
 SETS = tuple(_SETS)
 
 
-def _make_shard(path: Path, name: str, start: int, size: int, grid: int) -> None:
-    rows = [_SETS[name][1](index, size, grid) for index in range(start, start + SHARD)]
+def shard_paths(name: str, count: int, size: int, grid: int) -> list[Path]:
+    """The cached files of the first `count` faces of a set."""
+    version = f"v{_SETS[name][0]}"
+    root = files.cache_dir() / ("geometry" if name == "synth" else f"geometry_{name}")
+    folder = root / version / f"{size}px{grid}"
+    return [folder / f"{shard:05d}.npz" for shard in range(-(-count // SHARD))]
+
+
+def _make_shard(path: Path, name: str, indices: range, size: int, grid: int) -> None:
+    rows = [_SETS[name][1](index, size, grid) for index in indices]
     arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     arrays["points"], arrays["shift"] = arrays["points"].astype("f2"), arrays["shift"].astype("f2")
     arrays["parts"] = (arrays["parts"] * 255).round().astype("u1")
@@ -73,13 +81,10 @@ def load_geometry(name: str, count: int, size: int, grid: int) -> dict[str, np.n
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    version = f"v{_SETS[name][0]}"
-    root = files.cache_dir() / ("geometry" if name == "synth" else f"geometry_{name}")
-    folder = root / version / f"{size}px{grid}"
-    paths = [folder / f"{shard:05d}.npz" for shard in range(-(-count // SHARD))]
+    paths = shard_paths(name, count, size, grid)
     jobs = [
-        delayed(_make_shard)(path, name, shard * SHARD, size, grid)
-        for shard, path in enumerate(paths)
+        delayed(_make_shard)(path, name, range(start, start + SHARD), size, grid)
+        for start, path in zip(range(0, count, SHARD), paths, strict=True)
         if not path.exists()
     ]
     parallel = Parallel(-1, return_as="generator_unordered", **subprocesses.joblib_arguments())
@@ -108,7 +113,7 @@ def load(names: Sequence[str], count: int, size: int, grid: int) -> PretrainFace
     no_faces = np.zeros((0, len(facs.SYNTH_V2_AUS)))
     intensities = loaded.get(dataset_v2.NAME, {}).pop("intensities", no_faces)
     geometry = {}
-    for key in next(iter(loaded.values())):
+    for key in list(loaded[names[0]]):
         columns = [arrays.pop(key) for arrays in loaded.values()]
         geometry[key] = np.stack(columns, 1).reshape(-1, *columns[0].shape[1:])[:count]
     samples = []

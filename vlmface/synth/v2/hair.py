@@ -152,7 +152,7 @@ def _fringe(
     roots = scatter(rng, chosen, _areas(arrays[0], chosen), FRINGE, arrays)
     count, steps = len(roots.points), 5
     x = roots.template[:, 0]
-    lowest = 7.98 - 0.36 * hair.fringe + 0.10 * np.square(x / 0.5) * (1 - hair.fringe)
+    lowest = 7.98 - 0.47 * hair.fringe + 0.10 * np.square(x / 0.5) * (1 - hair.fringe)
     end = lowest + rng.normal(0, 0.035, count) + 0.10 * hair.sweep * np.sign(-x) * np.abs(x)
     down = np.maximum(roots.points[:, 1] - end, 0.05)
     sway = hair.sweep * 0.35 * down + rng.normal(0, 0.06, count)
