@@ -174,7 +174,7 @@ def _draw_eyes(rng: np.random.Generator, *, dark: bool) -> str:
 
 
 def _draw_glasses(rng: np.random.Generator, age: float) -> Glasses | None:
-    wears = rng.random() < 0.16 + 0.25 * np.clip((age - 35) / 35, 0, 1)
+    wears = rng.random() < 0.20 + 0.25 * np.clip((age - 35) / 35, 0, 1)
     kind = rng.random()
     thickness = 0.0 if kind < 0.1 else rng.uniform(0.008, 0.014) if kind < 0.55 else 0.0
     thickness = thickness or (rng.uniform(0.018, 0.034) if kind >= 0.55 else 0.0)
