@@ -31,7 +31,7 @@ class PhotoRender(Render):
         return visibility.visible_sides(self.shares)
 
 
-def render(face: PhotoFace, size: int = 96, supersample: float = 1.5) -> PhotoRender:
+def render(face: PhotoFace, size: int = 96, supersample: float = 1.8) -> PhotoRender:
     """Draw a face at `size` x `size` pixels from supersample^2 rays a pixel."""
     view, head = face.view, mesh.head_mesh(face)
     count = len(head.moved)
