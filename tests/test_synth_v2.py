@@ -249,17 +249,17 @@ def test_the_benchmark_scores_what_this_version_moves():
 
 # Faces of the test split: turned, with a beard, turned away and grey, with glasses.
 PINNED: dict[int, list[list[int]]] = {
-    1: [[45, 97, 118, 127], [19, 124, 147, 128], [46, 83, 159, 130], [92, 105, 141, 138]],
-    7: [[97, 197, 186, 59], [115, 164, 156, 110], [139, 167, 181, 126], [94, 135, 138, 89]],
-    21: [[145, 55, 101, 180], [74, 54, 202, 159], [146, 195, 208, 175], [208, 190, 182, 184]],
-    34: [[140, 95, 63, 144], [126, 139, 116, 119], [120, 139, 97, 124], [118, 127, 105, 138]],
+    1: [[50, 94, 117, 127], [21, 122, 148, 128], [48, 83, 159, 129], [95, 106, 143, 142]],
+    7: [[86, 196, 179, 54], [109, 165, 158, 104], [130, 166, 179, 119], [85, 134, 133, 86]],
+    21: [[150, 58, 102, 181], [77, 53, 202, 159], [148, 194, 208, 175], [208, 191, 182, 184]],
+    34: [[140, 96, 64, 145], [128, 139, 117, 119], [120, 138, 99, 124], [118, 127, 106, 138]],
 }
 # The visible share of the surface of AU 1 and of AU 12 in them, left and right.
 PINNED_SHARES = {
-    1: [[0.89, 1.0], [0.18, 0.98]],
-    7: [[1.0, 0.98], [0.85, 0.73]],
-    21: [[0.5, 1.0], [0.02, 0.99]],
-    34: [[0.81, 0.92], [1.0, 0.56]],
+    1: [[0.90, 1.0], [0.08, 0.98]],
+    7: [[1.0, 0.97], [0.94, 0.90]],
+    21: [[0.33, 1.0], [0.0, 0.99]],
+    34: [[0.81, 0.95], [1.0, 0.40]],
 }
 
 
@@ -268,7 +268,7 @@ def test_this_version_still_draws_what_it_drew():
     of_units = [facs.SYNTH_V2_AUS.index(au) for au in (1, 12)]
     for index, means in PINNED.items():
         rendered = render(dataset.photo_face(dataset.draw(0, "test", index)))
-        check_pinned((1, "a2c9330b8e70", means), dataset.VERSION, labels, rendered.image)
+        check_pinned((1, "b7ed6215c24a", means), dataset.VERSION, labels, rendered.image)
         shares = rendered.shares[of_units]
         assert np.abs(shares - PINNED_SHARES[index]).max() < 0.05, shares.tolist()
 
@@ -308,7 +308,7 @@ def test_sides_differ_as_often_as_in_life():
     sided = [min(e.left[14], e.right[14]) < 0.3 * max(e.left[14], e.right[14]) for e in contempt]
     assert 0.65 < np.mean(sided) < 0.85
     winks = [e for e in drawn if 46 in e.aus]
-    assert 0.005 < len(winks) / len(drawn) < 0.03
+    assert 0.01 < len(winks) / len(drawn) < 0.06
     assert all(min(e.left[46], e.right[46]) == 0 and 43 not in e.aus for e in winks)
     for e in drawn:
         assert all(1 <= grade <= 5 for grade in e.aus.values())
@@ -386,8 +386,8 @@ def test_a_model_is_trained_and_scored_on_it(tmp_path, sft_cot):
     run = tmp_path / "run"
     argv = ["--dataset", "synth_v2", "--benchmark", "synth_v2", "--n_eval", "16"]
     assert sft_cot(run, *argv) == 0
-    metrics = json.loads((run / "metrics.json").read_text())
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     annotated = [len(line["truth"]["annotated_aus"]) for line in lines]
     assert len(lines) == 16 and min(annotated) < len(facs.SYNTH_V2_AUS)
-    assert metrics["after"]["au"]["n"] <= 16
+    after = json.loads((run / "metrics.json").read_text())["after"]
+    assert after["n"] == 16 and 0 <= after["au"]["f1_macro"] <= 1

@@ -19,7 +19,7 @@ YAW, PITCH, ROLL = 60.0, 25.0, 18.0  # degrees at most
 # AU -> how often it is on one side, or nearly; 14 of contempt more often.
 ONE_SIDED = {2: 0.10, 9: 0.03, 10: 0.10, 12: 0.10, 14: 0.35, 15: 0.06, 16: 0.06, 20: 0.08}
 CONTEMPT_SIDED = 0.75
-WINKS = {"happiness": 0.05, "neutral": 0.05, "contempt": 0.02}
+WINKS = {"happiness": 0.12, "neutral": 0.12, "contempt": 0.06, "surprise": 0.03}
 NO_WINK = {5, 7, 43}  # what the lids do already
 ASYMMETRY = 0.09  # standard deviation of the share that the weaker side lacks
 BACKDROPS = tuple(backgrounds.KINDS)
@@ -118,7 +118,7 @@ def sample_photo(rng: np.random.Generator) -> Photo:
         "yaw": float(np.clip(yaw, -YAW, YAW)),
         "pitch": float(np.clip(pitch, -PITCH, PITCH)),
         "roll": float(np.clip(rng.normal(0, 6), -ROLL, ROLL)),
-        "zoom": float(rng.uniform(0.78, 1.28)),
+        "zoom": float(rng.uniform(0.78, 1.22)),
         "shift": (float(rng.normal(0, 0.03)), float(rng.normal(0, 0.03))),
         "light": tuple(float(x) for x in light),
         "key": float(rng.uniform(0.25, 0.6) if dim else rng.uniform(0.6, 1.3)),

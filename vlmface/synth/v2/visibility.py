@@ -24,8 +24,8 @@ from vlmface.synth.head_mesh import vertex_normals
 from vlmface.synth.render import FACE_CENTRE
 
 VISIBLE = 0.5  # of the moved surface
-LEAST_MOVED = 0.25
-GRAZING = 0.2  # cosine between the normal and the ray to the camera, at least
+LEAST_MOVED = 0.4
+GRAZING = 0.3  # cosine between the normal and the ray to the camera, at least
 OFF_SKIN = 0.012  # dm, where rays start, so that they do not meet the skin that they leave
 Sides = tuple[bool, bool]  # left, right
 
