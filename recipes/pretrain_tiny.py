@@ -464,8 +464,7 @@ def reset_unwritten(model: Any, processor: Any) -> None:
         )
 
 
-def main(argv: Sequence[str]) -> int:
-    distributed.check_alone("recipes/pretrain_tiny.py")
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/tiny"))
     parser.add_argument(
@@ -486,7 +485,12 @@ def main(argv: Sequence[str]) -> int:
     option(parser, "--width", Count, default=160)
     option(parser, "--vision-layers", Count, default=5)
     option(parser, "--layers", Count, default=4)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/pretrain_tiny.py")
+    arguments = _parser().parse_args(argv)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
 

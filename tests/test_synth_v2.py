@@ -329,7 +329,7 @@ def test_glasses_are_before_the_skin_and_on_the_nose():
         assert (mesh.kind == FRAME).any()
         for side in (1, -1):
             rim = fit.rim(side)
-            skin = mesh.moved[glasses._upper_face()]
+            skin = mesh.moved[glasses.upper_face()]
             near = np.square(rim[:, None, :2] - skin[None, :, :2]).sum(-1)
             behind = skin[near.argmin(1), 2]
             assert (rim[:, 2] > behind)[near.min(1) < 0.05**2].all(), seed

@@ -42,7 +42,7 @@ class Fit:
         self.half_width = min(glasses.half_width, self.apart - 0.055)
         self.centre_x = self.apart * 1.02 + 0.01
         self.y = float(self.middle[1]) - 0.02 - glasses.slip
-        x, y, z = scalp.vertices[_upper_face()].T
+        x, y, z = scalp.vertices[upper_face()].T
         x = np.abs(x - self.middle[0])
         reach = (np.abs(x - self.centre_x) < self.half_width + 0.03) & (
             np.abs(y - self.y) < glasses.half_height + 0.03
@@ -107,7 +107,7 @@ class Fit:
 
 
 @lru_cache(maxsize=1)
-def _upper_face() -> np.ndarray:
+def upper_face() -> np.ndarray:
     """Numbers of the vertices from the cheeks to the brows."""
     model = head_model()
     x, y, z = model.template.T
