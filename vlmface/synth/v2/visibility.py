@@ -57,7 +57,10 @@ def moved_surface() -> MovedSurface:
     x = model.template[:, 0]
     weights = np.zeros((len(facs.SYNTH_V2_AUS), 2, len(rest)))
     for row, au in enumerate(facs.SYNTH_V2_AUS):
-        moved = np.linalg.norm(model.move(rest, unit_weights({au: 1.0})) - rest, axis=1)
+        units = unit_weights({au: 1.0})
+        if au == 25:  # lips part on the lips, whether the chin is in the picture or not
+            del units["jawOpen"]
+        moved = np.linalg.norm(model.move(rest, units) - rest, axis=1)
         moved[moved < LEAST_MOVED * moved[outside].max()] = 0
         for side, on_side in enumerate((x > 0, x < 0)):
             share = moved * area * (outside & on_side)
