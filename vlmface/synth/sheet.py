@@ -61,7 +61,7 @@ def _set(name: str) -> tuple[Any, dict[str, int]]:
 
 def _tiles(sample: FaceSample) -> list[contact_sheet.Tile]:
     if sample.frames is None:
-        title, lines = str(sample.emotion), [contact_sheet.units(sample)]
+        title, lines = sample.emotion or "no emotion", [contact_sheet.units(sample)]
         if sample.context:
             title = sample.context[0]
             lines.insert(0, f"{sample.meta['face_state']}, {sample.meta['object']}")
