@@ -376,8 +376,7 @@ def row_labels(rows: Rows | datasets.Dataset, space: LabelSpace) -> list[tuple[s
             labels_of_rows.append((space.age_group_of(age),))
             continue
         words = value if isinstance(value, list | tuple) else [value]
-        labels = {space.match(word) for word in words if word}
-        labels_of_rows.append(tuple(label for label in space.labels if label in labels))
+        labels_of_rows.append(space.labels_of(word for word in words if word))
     return labels_of_rows
 
 
