@@ -222,7 +222,10 @@ class DatasetFile:
                 f"{self.path}: {len(rows)} rows show {len(set(groups))} {units}, too few for the "
                 f"splits {', '.join(shares)}: add data, or leave validation out of splits"
             )
-        rare = {} if self.label_space.multi_label else splits.rare_labels(groups, labels)
+        if self.label_space.scale is not None:  # no class: low and high numbers in each part
+            labels = splits.fifths([self.label_space.scale.value_of(words) for words in labels])
+        is_class = self.label_space.scale is None and not self.label_space.multi_label
+        rare = splits.rare_labels(groups, labels) if is_class else {}
         if "test" in shares and rare:
             label, row = next(iter(rare.items()))
             single = {"subject": "person", "image": "picture", "video": "video"}[by]
