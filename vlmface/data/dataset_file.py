@@ -223,7 +223,7 @@ class DatasetFile:
                 f"splits {', '.join(shares)}: add data, or leave validation out of splits"
             )
         if self.label_space.scale is not None:  # no class: low and high numbers in each part
-            labels = splits.fifths([self.label_space.scale.value_of(words) for words in labels])
+            labels = splits.thirds([self.label_space.scale.value_of(words) for words in labels])
         is_class = self.label_space.scale is None and not self.label_space.multi_label
         rare = splits.rare_labels(groups, labels) if is_class else {}
         if "test" in shares and rare:

@@ -149,12 +149,12 @@ def rare_labels(groups: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[
     return {word: first[word] for word in holders if len(holders[word]) == 1}
 
 
-def fifths(values: Sequence[float | None]) -> list[tuple[str, ...]]:
-    """Which fifth of the numbers each of them belongs to, as labels for `assign`; () for None.
-    Equal numbers are in one fifth."""
+def thirds(values: Sequence[float | None]) -> list[tuple[str, ...]]:
+    """Which third of the numbers each of them belongs to, as labels for `assign`; () for None.
+    Equal numbers are in one third."""
     numbers = sorted(value for value in values if value is not None)
     return [
-        () if value is None else (str(5 * bisect_left(numbers, value) // len(numbers)),)
+        () if value is None else (str(3 * bisect_left(numbers, value) // len(numbers)),)
         for value in values
     ]
 
