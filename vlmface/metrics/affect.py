@@ -54,7 +54,7 @@ def moments(total: Array) -> tuple[Array, ...]:
     takes="sums",
     unit="",
     main=True,
-    summary={"affect": "{block} CCC {value}", "scale": "CCC {value}{interval}"},
+    summary={"affect": "{block} CCC {value}", "scale": "{block} CCC {value}{interval}"},
 )
 def ccc(total: Array) -> Array:
     """Concordance correlation coefficient, -1..1; nan where it is not defined."""
@@ -77,7 +77,6 @@ def ccc(total: Array) -> Array:
     unit="",
     scale=1,
     digits=3,
-    in_tables=False,
 )
 def rmse(total: Array) -> Array:
     """Root mean squared error, in the unit of the scale."""

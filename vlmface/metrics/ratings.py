@@ -110,7 +110,7 @@ def details(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:
     digits=3,
     main=True,
     headline=True,
-    summary={"scale": "{block} MAE {value}{interval}"},
+    summary={"scale": "MAE {value}{interval}"},
 )
 def mae(total: Array) -> Array:
     """Mean absolute error, in the unit of the scale."""

@@ -61,6 +61,11 @@ class Answer(BaseModel):
     complete: bool = Field(description="whether generation ended by itself")
     text: str = Field(description="the generated text")
     latency_s: float
+    value: float | None = Field(None, description="the label as a number, on a scale")
+    range: list[float] | None = Field(None, description="lowest and highest number of the scale")
+    expected: float | None = Field(
+        None, description="mean of the scale's numbers, weighted with their probabilities"
+    )
 
 
 class Face(BaseModel):
