@@ -50,7 +50,7 @@ class LabelWords:
             else:
                 raise UserError(
                     f"labels maps {word!r} to {label!r}: use one of "
-                    f"{', '.join(self.space.labels)}, or None{self._hint()}"
+                    f"{self.space.candidates}, or None{self._hint()}"
                 )
 
     def _hint(self) -> str:
