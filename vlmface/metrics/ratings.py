@@ -42,7 +42,8 @@ def true_value(row: Row, space: LabelSpace) -> float | None:
     """
     value = row["truth"].get("value")
     low, high = scale_of(space).limits
-    if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and low <= value <= high):
         raise UserError(
             f"row {row['id']!r} has the true value {value!r}, which is outside of {space.id} "
             f"({scale_of(space).range_text}): choose the benchmark's own label space"
