@@ -63,16 +63,16 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("name", "cells", "low", "high", "step"),
     [
         ("engagement", whole(0, 10), 0, 10, 1),
-        ("engagement", real(0.4, 9.7), 0, 10, 0.5),
-        ("Schmerz (VAS)", whole(1, 98), 0, 100, 5),
+        ("engagement", real(0.4, 9.7), 0, 10, 1),
+        ("Schmerz (VAS)", whole(1, 98), 0, 100, 10),
         ("pain_score", whole(-3, 3), -3, 3, 1),
-        ("mean_rating", real(1.2, 4.9), 1, 5, 0.25),
+        ("mean_rating", real(1.2, 4.9), 1, 5, 0.5),
         ("painRating", whole(1, 7), 1, 7, 1),
         ("valence", whole(1, 9), 1, 9, 1),  # not the built-in one from -1 to 1
-        ("注意力评分", real(0, 1), 0, 1, 0.05),
-        ("评分", real(0, 1), 0, 1, 0.05),
-        ("label", real(1.1, 6.8), 1, 7, 0.5),
-        ("Zugewandtheit", real(0.5, 9.5), 0, 10, 0.5),  # the only column of many numbers
+        ("注意力评分", real(0, 1), 0, 1, 0.1),
+        ("评分", real(0, 1), 0, 1, 0.1),
+        ("label", real(1.1, 6.8), 1, 7, 1),
+        ("Zugewandtheit", real(0.5, 9.5), 0, 10, 1),  # the only column of many numbers
         ("rating", whole(0, 3000), 0, 3000, 300),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_constant_column_and_too_few_rows(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize("are_whole", [False, True])
 def test_usual_steps_divide_the_range(low: float, high: float, are_whole: bool) -> None:
     steps = (high - low) / rating_columns.usual_step(low, high, are_whole)
-    assert steps == pytest.approx(round(steps)) and 1 <= steps <= 30
+    assert steps == pytest.approx(round(steps)) and 1 <= steps <= 10
 
 
 def test_data_check_shows_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,9 +222,10 @@ class DatasetFile:
                 f"{self.path}: {len(rows)} rows show {len(set(groups))} {units}, too few for the "
                 f"splits {', '.join(shares)}: add data, or leave validation out of splits"
             )
-        if self.label_space.scale is not None:  # no class: low and high numbers in each part
-            labels = splits.thirds([self.label_space.scale.value_of(words) for words in labels])
-        is_class = self.label_space.scale is None and not self.label_space.multi_label
+        scale = self.label_space.scale
+        if scale is not None:  # steps are no classes: low and high numbers are in each part
+            labels = splits.thirds([scale.value_of(x or ()) for x in column(rows, "context")])
+        is_class = scale is None and not self.label_space.multi_label
         rare = splits.rare_labels(groups, labels) if is_class else {}
         if "test" in shares and rare:
             label, row = next(iter(rare.items()))

@@ -38,7 +38,7 @@ _USUAL = (
     (-100, 100),
 )
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 25, 50, 100)
-_USUAL_STEPS = 21  # labels of a guessed scale, at most
+_USUAL_ANSWERS = 11  # of a guessed scale, at most; fewer are learnt from fewer faces
 _MISSING = {9.0, 99.0, 999.0, 9999.0, 88.0, 888.0, 77.0, 777.0}  # and below 0
 _FAR = 3.0  # ranges of the other numbers between them and a code for a missing one
 
@@ -199,12 +199,12 @@ def _range(low: float, high: float, whole: bool) -> tuple[float, float]:
 
 
 def usual_step(low: float, high: float, whole: bool) -> float:
-    """A step that divides the range into at most _USUAL_STEPS answers, if there is one; a whole
-    number for ratings that are whole. 0.5 of a scale from 0 to 10 with decimals."""
+    """A step that makes at most _USUAL_ANSWERS answers of the range, if there is one; a whole
+    number for ratings that are whole."""
     for step in _STEPS:
         parts = (high - low) / step
         divides = abs(parts - round(parts)) < 1e-9
-        if divides and parts < _USUAL_STEPS and (step >= 1 or not whole):
+        if divides and parts < _USUAL_ANSWERS and (step >= 1 or not whole):
             return _plain(step)
     return _plain((high - low) / 10)
 
