@@ -144,6 +144,13 @@ def test_several_ratings_must_be_told_apart(capsys: pytest.CaptureFixture[str]) 
     assert init("--scale", "stress=0:20:2")["label_space"]["scale"]["step"] == 2
 
 
+def test_the_step_follows_the_numbers() -> None:
+    write(comfort=real(0, 1))
+    assert init("--scale", "comfort=0:1")["label_space"]["scale"]["step"] == 0.1
+    write(comfort=whole(0, 10))
+    assert init("--scale", "comfort=0:10")["label_space"]["scale"]["step"] == 1
+
+
 def test_a_code_for_missing_ratings(capsys: pytest.CaptureFixture[str]) -> None:
     write(engagement=lambda i, g: 99 if i % 9 == 4 else whole(0, 10)(i, g))
     assert "--labels 99=null" in refused(capsys)

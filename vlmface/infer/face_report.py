@@ -119,9 +119,10 @@ class FaceReport:
         Returns:
             {"box", "face_found", "search_note", "scene_only", "is_confident", "aus": [{"au",
             "name", "region"}], "rationale", "answers": {task: {"prompt", "label", "probabilities",
-            "status", "complete", "text", "latency_s"}}, "limitations"}. Several labels of a face
-            are one text, separated by commas. An answer on a scale also has "value", the number,
-            "range", [lowest, highest], and "expected", see `Prediction.expected`.
+            "status", "complete", "text", "latency_s", "value", "range", "expected"}},
+            "limitations"}. Several labels of a face are one text, separated by commas. "value" (the
+            number), "range" ([lowest, highest]) and "expected" (`Prediction.expected`) are of
+            answers on a scale, None for words.
         """
         return {
             "box": None if self.box is None else [round(float(x), 1) for x in self.box],
@@ -143,7 +144,9 @@ class FaceReport:
                     "complete": prediction.complete,
                     "text": prediction.text,
                     "latency_s": round(prediction.latency_s, 4),
-                    **_on_scale(prediction),
+                    "value": prediction.answer.value,
+                    "range": _range(prediction),
+                    "expected": prediction.expected,
                 }
                 for task, prediction in self.answers.items()
             },
@@ -151,13 +154,7 @@ class FaceReport:
         }
 
 
-def _on_scale(prediction: Prediction) -> dict[str, Any]:
-    """What an answer on a scale has for JSON; {} for words."""
+def _range(prediction: Prediction) -> list[float] | None:
+    """The lowest and the highest number of an answer's scale; None for words."""
     scale = prediction.answer.scale
-    if scale is None:
-        return {}
-    return {
-        "value": prediction.answer.value,
-        "range": list(scale.limits),
-        "expected": prediction.expected,
-    }
+    return None if scale is None else list(scale.limits)

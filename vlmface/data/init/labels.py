@@ -133,7 +133,11 @@ def _guess_scale(
             return None
     else:
         given = choices.ordered or choices.several
-        content = choice.content if choice else rating_columns.guess_scale(words, name)
+        content = (
+            rating_columns.chosen_scale(choice, words)
+            if choice
+            else rating_columns.guess_scale(words, name)
+        )
         if content is None or (given and choice is None):
             return None
         title = " ".join(re.sub(r"[_<>*{}\s]+", " ", name).split())

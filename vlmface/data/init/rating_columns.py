@@ -70,9 +70,8 @@ def parse_choice(text: str) -> ScaleChoice:
     content = {
         key: _plain(x or 0.0) for key, x in zip(("min", "max", "step"), values, strict=False)
     }
-    if "step" not in content:
-        content["step"] = usual_step(content["min"], content["max"], whole=True)
-    scales.from_mapping(content, f"--scale {text}")
+    step = content.get("step", usual_step(content["min"], content["max"], whole=False))
+    scales.from_mapping(content | {"step": step}, f"--scale {text}")
     return ScaleChoice(text, column or None, content)
 
 
@@ -155,6 +154,16 @@ def guess_scale(words: Mapping[str, int], name: str) -> dict[str, Any] | None:
     _check_missing(words, numbers, name)
     low, high = _range(min(numbers), max(numbers), whole)
     return {"min": _plain(low), "max": _plain(high), "step": usual_step(low, high, whole)}
+
+
+def chosen_scale(choice: ScaleChoice, words: Mapping[str, int]) -> dict[str, Any]:
+    """`min`, `max` and `step` of `--scale`, the step by the numbers if it was not given."""
+    content = dict(choice.content)
+    if "step" not in content:
+        numbers = numbers_of(words) or []
+        whole = all(number.is_integer() for number in numbers)
+        content["step"] = usual_step(content["min"], content["max"], whole)
+    return content
 
 
 def numbers_of(words: Mapping[str, int]) -> list[float] | None:
