@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from helpers.picture_folder import enter_folder
+from helpers.picture_folder import enter_folder, write_picture
 
-from vlmface import data
+from vlmface import data, label_spaces
 from vlmface.cli import main
 from vlmface.data.init import rating_columns
 
@@ -217,7 +217,7 @@ def test_usual_steps_divide_the_range(low: float, high: float, are_whole: bool) 
 
 def test_data_check_shows_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     write(engagement=real(0, 10))
-    init()
+    init("--scale", "engagement=0:10:0.5")
     assert main(["data", "check", "out.yaml"]) == 0
     printed = capsys.readouterr().out
     assert "0 to 1" in printed and "9 to 10" in printed and "min, median, max" in printed
@@ -230,3 +230,33 @@ def test_data_check_shows_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out.yaml").write_text(text)
     assert main(["data", "check", "out.yaml"]) == 2
     assert "0 to 4" in capsys.readouterr().err
+
+
+def test_ratings_in_folders_and_in_names_of_files(folder: Path) -> None:
+    for i in range(30):
+        write_picture(folder / f"byname/P{i % 10:02d}_{i % 7 + 1}_{i}.png", i)
+        write_picture(folder / f"faces/{i % 5 + 1}/P{i % 10:02d}_{i}.png", i)
+    words = ("--output", "out.yaml", "--overwrite", "--scale", "1:7")
+    assert main(["data", "init", "faces", *words]) == 0
+    space = label_spaces.space("out.yaml")
+    assert space.scale is not None and space.scale.range_text == "1 to 7"
+    labels = data.load("out.yaml", split="train")["context"][:]
+    assert {x for words in labels for x in words} <= set("12345")
+    named = ("--name-pattern", "{subject}_{label}_*")
+    assert main(["data", "init", "byname", *words, *named]) == 0
+    assert data.load("out.yaml", split="test")["context"][0][0] in "1234567"
+
+
+def test_a_row_for_each_rating() -> None:
+    generator = np.random.default_rng(0)
+    lines = ["picture,person,rater,score"]
+    for i in range(30):
+        lines += [
+            f"img/{i}.png,P{i % 10:02d},R{rater},{generator.integers(0, 11)}" for rater in range(3)
+        ]
+    Path("t.csv").write_text("\n".join(lines) + "\n")
+    content = init()
+    assert content["options"]["votes_in_rows"] is True
+    assert content["label_space"]["scale"]["max"] == 10
+    rows = data.load("out.yaml", split="train")["context"][:]
+    assert any("." in words[0] for words in rows)

@@ -40,7 +40,8 @@ SETTINGS = sorted(
 SCRIPTS = ("recipes/", "eval/", "app/", "tests/")
 OUTPUTS = ("output_dir", "output", "out", "sheet")
 DEFAULTS = {"data check": "checks/NAME", "score": "scores/FILE"}
-DATASET_FILES = ("faces.yaml", "study/faces.yaml", "study/gesichter.yaml")  # that pages write
+# That pages write.
+DATASET_FILES = ("faces.yaml", "study/faces.yaml", "study/gesichter.yaml", "study/ratings.yaml")
 MEDIA = re.compile(r"[\w./-]+\.(?:jpe?g|png|gif|webp|mp4)")
 
 

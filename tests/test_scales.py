@@ -542,3 +542,18 @@ def test_low_and_high_numbers_are_in_each_split() -> None:
     test = [value for value, part in zip(values, parts, strict=True) if part == "test"]
     assert min(test) < 2 and max(test) > 8
     assert splits.thirds([None, 1.0]) == [(), ("0",)]
+
+
+# --- sweeps and robustness ------------------------------------------------------------------------
+
+
+def test_a_sweep_is_decided_by_the_error_and_has_no_orders() -> None:
+    from vlmface.benchmarks import Benchmark
+    from vlmface.evaluate.sweep import deciding_metric
+
+    benchmark = Benchmark(id="b", dataset="d", split="test", source="s", label_space="emotion8")
+    benchmark.__dict__["spaces"] = [TEN]
+    assert deciding_metric(benchmark).name == "mae"
+    assert deciding_metric(benchmark, "ccc").name == "ccc"
+    with pytest.raises(UserError, match="does not score"):
+        deciding_metric(benchmark, "uar")

@@ -114,7 +114,8 @@ def _labelled(path: Path, layout: Layout, choices: Choices) -> Guesses:
         guess = labels.guess_labels(words, choice, f"{path}, columns of raters", id)
     elif name is not None:
         column = columns.get(name) or guesses.column_of(layout.table, name)
-        guess = labels.guess_labels(column.words, choice, f"{path}, column {name!r}", id, name)
+        rated = name if name in layout.table.columns else ""  # not a part of file names
+        guess = labels.guess_labels(column.words, choice, f"{path}, column {name!r}", id, rated)
     elif marks:
         several = choice.several or (layout.marks is not None and layout.marks.several)
         choice = dataclasses.replace(choice, several=several)
