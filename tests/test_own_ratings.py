@@ -169,3 +169,17 @@ def test_what_a_scale_does_not_have(
         more += ["--base_model", str(base)]
     assert main([*command, *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_grpo_pays_for_closeness(study: Path, run: Path) -> None:
+    out = study / "grpo"
+    command = ["train", "grpo", "--init_from", str(run), "--dataset", yaml_of(study)]
+    words = ["--rewards", "{format: 1, rating: 1}", "--n_train", "4", "--num_generations", "2"]
+    words += ["--batch_size", "4", "--max_steps", "1", "--logging_steps", "1", "--save_steps", "1"]
+    words += ["--max_new_tokens", "4", "--cache_features", "false", "--completions_every", "1"]
+    words += ["--temperature", "1", "--max_logprob_drift", "1", "--warmup_steps", "0"]
+    assert main([*command, *words, "--output_dir", str(out)]) == 0
+    logged = [line for line in lines_of(out / "log.jsonl") if "reward" in line]
+    (mean,) = [line["rewards/rating/mean"] for line in logged]
+    assert 0 <= mean <= 1
+    assert "mae" in read_metrics(out)["after"]["scale"]["context"]
