@@ -1,4 +1,4 @@
-"""What `vlmface data check` says of numbers of a scale, whose steps are no classes."""
+"""What `vlmface data check` says of numbers of a scale, whose steps are not classes."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ class DatasetFile:
                 f"splits {', '.join(shares)}: add data, or leave validation out of splits"
             )
         scale = self.label_space.scale
-        if scale is not None:  # steps are no classes: low and high numbers are in each part
+        if scale is not None:  # steps are not classes: low and high numbers are in each part
             labels = splits.thirds([scale.value_of(x or ()) for x in column(rows, "context")])
         is_class = scale is None and not self.label_space.multi_label
         rare = splits.rare_labels(groups, labels) if is_class else {}

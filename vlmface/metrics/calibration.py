@@ -29,7 +29,7 @@ def calibration(
     Returns:
         {"n", each of the `metrics`, "bins", "reliability": [{"count", "confidence", "accuracy"},
         ...] of each bin}; None without such rows, where a face has several labels, and for a
-        scale, whose steps are no classes.
+        scale, whose steps are not classes.
     """
     scored_rows = [
         row for row in rows if row.get("probabilities") and truth(row, space) is not None

@@ -73,7 +73,7 @@ _PLACE = {plain(name): i for names in _NAMES.values() for i, name in enumerate(n
 RATINGS = frozenset(map(plain, _RATINGS.split()))
 """Words in names of columns that hold ratings."""
 MEASURED = frozenset(map(plain, _MEASURED.split()))
-"""Words in names of columns of numbers that are no ratings."""
+"""Words in names of columns of numbers that are not ratings."""
 _PART = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
 
 
