@@ -38,7 +38,7 @@ _USUAL = (
     (-100, 100),
 )
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 25, 50, 100)
-_USUAL_ANSWERS = 11  # of a guessed scale, at most; fewer are learnt from fewer faces
+_USUAL_ANSWERS = 11  # of a guessed scale, at most
 _MISSING = {9.0, 99.0, 999.0, 9999.0, 88.0, 888.0, 77.0, 777.0}  # and below 0
 _FAR = 3.0  # ranges of the other numbers between them and a code for a missing one
 
