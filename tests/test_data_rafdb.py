@@ -34,7 +34,7 @@ def test_compound_expressions_in_their_own_folder_or_beside_the_basic_ones(tmp_p
         assert rows["id"][0] == "rafdb-compound-train_00001" and rows["emotion"] == [None] * 3
         assert rows[0]["image"].size == (100, 100)
     assert len(data.load("rafdb", tmp_path)) == 7
-    report = check.check("rafdb", tmp_path, progress=False, options={"part": "compound"})
+    report = check.check("rafdb", tmp_path, options={"part": "compound"})
     assert "rows 3 (published 3,162)" in report["warnings"][0]
     text(tmp_path / "compound" / "EmoLabel" / "list_patition_label.txt", "train_00001.jpg 12")
     with pytest.raises(UserError, match=r"code 12, but compound expressions have 1 to 11"):

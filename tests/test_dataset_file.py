@@ -372,7 +372,7 @@ def test_no_answer_is_as_far_away_as_the_scale_allows_and_unordered_labels_have_
 
 
 def checked(path: Path, output: Path | None = None) -> dict[str, Any]:
-    return check.check(str(path), output=output, workers=2, progress=False)
+    return check.check(str(path), output=output, workers=2)
 
 
 def test_a_correct_file_passes_and_pictures_without_a_face_are_said(tmp_path: Path) -> None:

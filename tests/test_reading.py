@@ -208,7 +208,7 @@ def test_a_pipe_is_no_table_and_no_picture(tmp_path):
     with pytest.raises(OSError, match="is not a regular file"):
         sources.read_content("/dev/zero")
     listed = text(tmp_path / "pipes.csv", "image,emotion", "pipe.png,sad", "/dev/zero,sad")
-    report = check.check("table", listed, progress=False)
+    report = check.check("table", listed)
     assert list(report["unreadable"]) == ["pipe.png", "/dev/zero"]
 
 

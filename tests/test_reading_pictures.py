@@ -118,7 +118,7 @@ def test_a_broken_picture_can_be_left_out_or_found_before_the_run(tmp_path):
     assert rows["emotion"] == ["happiness", "fear"]
     assert "1 of 3 rows have a picture that cannot be decoded" in failure(path, broken="error")
     assert "broken='no': use 'keep', 'error' or 'drop'" in failure(path, broken="no")
-    assert "1.png" in str(check.check("table", path, progress=False)["errors"])
+    assert "1.png" in str(check.check("table", path)["errors"])
     mixture = tmp_path / "mix.yaml"
     mixture.write_text("sources: [{dataset: table, root: t.csv, options: {broken: drop}}]")
     with pytest.warns(UserWarning, match="1 of 3 rows"):

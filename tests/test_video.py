@@ -313,7 +313,5 @@ def test_a_damaged_frame_is_named_and_counted(tmp_path):
     rows = data.load("raer", root, num_frames=4, faces=None, bodies=None)
     with pytest.raises(UserError, match=r"Confusion/001/4\.jpg' is damaged"):
         crop_cache.apply_views(rows, (crops.View(size=32, view="scene"),), 4, progress=False)
-    report = check.check(
-        "raer", root, progress=False, options={"num_frames": 4, "faces": None, "bodies": None}
-    )
+    report = check.check("raer", root, options={"num_frames": 4, "faces": None, "bodies": None})
     assert "4.jpg" in check.format_report(report)

@@ -14,7 +14,7 @@ from vlmface.data import check
 
 def check_copy(name: str, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """The report on the test split, in which there are no errors; it is written to `folder`."""
-    given: dict[str, Any] = {"splits": ["test"], "workers": 1, "progress": False}
+    given: dict[str, Any] = {"splits": ["test"], "workers": 1}
     report = check.check(name, None, folder, options=options, **given)
     assert report["errors"] == []
     assert json.loads((folder / "check.json").read_text())["name"] == name

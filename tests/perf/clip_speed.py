@@ -130,7 +130,7 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
         data = trainer.ImageDataset(rows, clip, settings.cache_gib)
         plain, trainer.ClipTrainer = trainer.ClipTrainer, InOrder  # type: ignore[misc]
         try:
-            trainer.fit(pairs, data, settings, rows=len(said))
+            trainer.fit(pairs, data, settings)
         finally:
             trainer.ClipTrainer = plain  # type: ignore[misc]
         log = Path(out, "log.jsonl").read_text(encoding="utf-8").splitlines()

@@ -11,7 +11,7 @@ import numpy as np
 
 from vlmface.aus import measurement
 from vlmface.aus.model import Estimates, Model
-from vlmface.data import detect
+from vlmface.data import detect, face_search
 from vlmface.utils import image_conversion
 
 if TYPE_CHECKING:
@@ -122,6 +122,12 @@ class Estimator:
             None without a face.
         """
         image = image_conversion.as_rgb(image)
+        box = self._detector.clear_face(image, near)
+        measured = None if box is None else self._measure(image, box)
+        if box is not None and measured is not None:
+            mesh_box = measurement.mesh_box(measured, box)
+            if face_search.is_same(mesh_box, box):
+                return self.estimate([mesh_box], [measured])[0]
         box = self._detector.face(image, near)
         return None if box is None else self.at_boxes(image, [box])[0]
 
@@ -130,33 +136,28 @@ class Estimator:
         faces: list[FaceUnits] = []
         for start in range(0, len(boxes), MANY_FACES):
             part = boxes[start : start + MANY_FACES]
-            faces += self.estimate(part, [self._views(image, box) for box in part])
+            faces += self.estimate(part, [self._measure(image, box) for box in part])
         return faces
 
-    def _views(self, image: Image.Image, box: Box) -> tuple[Measurement, Measurement] | None:
-        """The measurements of a face and of its mirror image."""
+    def _measure(self, image: Image.Image, box: Box) -> Measurement | None:
         square = measurement.face_square(image, box)
         with self._turn:
-            view = self._landmarker.measure(square)
-            mirrored = None if view is None else self._landmarker.measure(square[:, ::-1])
-        return None if view is None or mirrored is None else (view, mirrored)
+            return self._landmarker.measure(square)
 
     def estimate(
-        self,
-        boxes: Sequence[Box],
-        views: Sequence[tuple[Measurement, Measurement] | None],
+        self, boxes: Sequence[Box], measurements: Sequence[Measurement | None]
     ) -> list[FaceUnits]:
         """The faces of measurements, all at once.
 
         Args:
             boxes: of the faces.
-            views: of each face and its mirror image; None if it could not be measured.
+            measurements: of each face; None if it could not be measured.
         """
-        measured = [view for view in views if view is not None]
+        measured = [face for face in measurements if face is not None]
         estimates = self.model.estimate(measured) if measured else None
         faces, row = [], 0
-        for box, view in zip(boxes, views, strict=True):
-            if view is None or estimates is None:
+        for box, face in zip(boxes, measurements, strict=True):
+            if face is None or estimates is None:
                 faces.append(FaceUnits(box, reason="the landmarks could not be measured"))
                 continue
             faces.append(_face(self.model, box, estimates, row))

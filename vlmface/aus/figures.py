@@ -50,7 +50,9 @@ def f1_score(predicted: np.ndarray, present: np.ndarray) -> float:
 def rendered_figures(model: Model, faces: MeasuredFaces) -> dict[int, dict[str, float]]:
     """{AU: auc, f1, icc, share} of all units of a model, on rendered faces."""
     whole = replace(model, about={**model.about, "told": model.all_units, "sided": []})
-    estimates = whole.estimate_arrays(faces.points, faces.blendshapes, faces.patch)
+    estimates = whole.estimate_arrays(
+        faces.points[:, 0], faces.blendshapes[:, 0], faces.patch[:, 0]
+    )
     figures = {}
     for k, au in enumerate(model.all_units):
         present, intensity = faces.grade[:, k] > 0, estimates.intensity[:, k]

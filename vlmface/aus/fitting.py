@@ -13,7 +13,7 @@ import numpy as np
 
 from vlmface.aus import photograph_expert
 from vlmface.aus.figures import auc, best_threshold, fit_slope, photograph_figures
-from vlmface.aus.model import HEADS, Inputs, Layers, Model, Space
+from vlmface.aus.model import HEADS, Layers, Model, Space
 from vlmface.aus.networks import (
     FitSettings,
     fit_space,
@@ -31,7 +31,7 @@ from vlmface.synth.sharded_dataset import PER_IDENTITY
 if TYPE_CHECKING:
     from vlmface.aus.photographs import Photographs
 
-ID = "landmarks-1"  # of the model; raise whenever another one is shipped
+ID = "landmarks-2"  # of the model; raise whenever another one is shipped
 GROUPS = 3  # of people; each threshold comes from networks that were fitted on the other groups
 LEAST_AUC = 0.95  # on rendered people that were not fitted on; AUs below it are not told
 LEAST_SIDE = 0.6  # correlation of the difference of both sides, from which on they are told
@@ -73,9 +73,9 @@ class Fit:
 
     def _networks(self, rendered: np.ndarray, photographs: np.ndarray, count: int) -> list[Layers]:
         """Networks that are fitted on some of the faces and photographs, by their row numbers."""
-        inputs, targets = take(self.inputs, rendered), take(self.targets, rendered)
+        inputs, targets = self.inputs[rendered], take(self.targets, rendered)
         if len(photographs):
-            inputs = join([inputs, take(self.photo_inputs, photographs)])
+            inputs = np.concatenate([inputs, self.photo_inputs[photographs]])
             targets = join([targets, take(self.photo_targets, photographs)])
         return train_networks(inputs, targets, self.space.pictures, self.settings, count)
 
@@ -124,7 +124,7 @@ class Fit:
         """The AUs whose sides the landmarker's blendshapes tell apart on varied faces, which are
         the only ones that are drawn on one side."""
         varied = take(self.faces, np.arange(self.plain, len(self.faces.index)))
-        left, right = photograph_expert.side_scores(varied.blendshapes)
+        left, right = photograph_expert.side_scores(varied.blendshapes[:, 0])
         sided = []
         for au in photograph_expert.PAIRS:
             k = UNITS.index(au)
@@ -146,7 +146,7 @@ class Fit:
             group = np.flatnonzero(person % GROUPS == number)
             others = np.flatnonzero(person % GROUPS != number)
             networks = self._networks(others, self._all_photographs(), 1)
-            parts.append(self._draft(networks).heads_of(take(self.inputs, group)))
+            parts.append(self._draft(networks).heads_of(self.inputs[group, 0]))
             rows.append(group)
         return {head: np.concatenate([p[head] for p in parts]) for head in HEADS}, np.concatenate(
             rows
@@ -154,14 +154,17 @@ class Fit:
 
     @cached_property
     def photograph_logits(self) -> np.ndarray:
-        """(n, units) of the photographs, each from networks without its person."""
+        """(n, 2, units) of the photographs and their mirror images, each from networks without its
+        person."""
         everything = np.arange(len(self.faces.index))
-        logits = np.zeros((len(self.folds), len(UNITS)))
+        logits = np.zeros((len(self.folds), 2, len(UNITS)))
         for number in range(FOLDS):
             networks = self._networks(everything, np.flatnonzero(self.folds != number), 1)
             held_out = np.flatnonzero(self.folds == number)
-            heads = self._draft(networks).heads_of(take(self.photo_inputs, held_out))
-            logits[held_out] = heads["presence"]
+            draft = self._draft(networks)
+            for view in (0, 1):
+                heads = draft.heads_of(self.photo_inputs[held_out, view])
+                logits[held_out, view] = heads["presence"]
         return logits
 
     @cached_property
@@ -178,42 +181,45 @@ class Fit:
             return self._draft([]).expert, []
         rows = self._all_photographs() if photographs is None else photographs
         labels = self.photos.labels[rows]
-        scores = photograph_expert.blendshape_scores(self.photos.blendshapes[rows])
         at_rest = (self.photos.completed_labels[rows] == 0).all(1)
         threshold, net_threshold = photograph_expert.fit_expert(
-            scores, self.photograph_logits[rows], labels, at_rest
+            photograph_expert.blendshape_scores(np.concatenate(self.photos.blendshapes[rows])),
+            np.concatenate(self.photograph_logits[rows]),
+            np.repeat(labels, 2, axis=0),
+            np.repeat(at_rest, 2),
         )
-        gate = photograph_expert.fit_gate(_mean(self.inputs), _mean(take(self.photo_inputs, rows)))
+        gate = photograph_expert.fit_gate(self.inputs[:, 0], self.photo_inputs[rows, 0])
         checked = [
             au
             for k, au in enumerate(UNITS)
-            if min((labels[:, k] == 1).sum(), (labels[:, k] == 0).sum()) >= 3
+            if min((labels[:, k] == 1).sum(), (labels[:, k] == 0).sum())
+            >= photograph_expert.LEAST_LABELLED
         ]
         return PhotographExpert(threshold, net_threshold, gate), checked
 
     def cross_validate(self) -> dict[str, Any]:
         """The figures of photographs, each read by an expert that was fitted without its person:
-        {AU: auc, balanced accuracy, positives, negatives}, and the share of photographs that the
-        gate takes for photographs."""
+        {AU: auc, balanced accuracy, positives, negatives}, the same of the mirror images, and the
+        share of photographs that the gate takes for photographs."""
         assert self.photos is not None
-        scores = photograph_expert.blendshape_scores(self.photos.blendshapes)
-        strength, photographed = np.zeros(scores.shape), np.zeros(len(scores))
+        logits = self.photograph_logits
+        strength, photographed = np.zeros(logits.shape), np.zeros(len(logits))
         for number in range(FOLDS):
             expert, _ = self._expert(np.flatnonzero(self.folds != number))
             rows = np.flatnonzero(self.folds == number)
-            strength[rows] = expert.strength(scores[rows], self.photograph_logits[rows])
-            photographed[rows] = expert.photographed(_mean(take(self.photo_inputs, rows)))
-        figures: dict[str, Any] = photograph_figures(strength, self.photos.labels)
+            for view in (0, 1):
+                blendshapes = self.photos.blendshapes[rows, view]
+                scores = photograph_expert.blendshape_scores(blendshapes)
+                strength[rows, view] = expert.strength(scores, logits[rows, view])
+            photographed[rows] = expert.photographed(self.photo_inputs[rows, 0])
+        figures: dict[str, Any] = photograph_figures(strength[:, 0], self.photos.labels)
+        figures["mirrored"] = photograph_figures(strength[:, 1], self.photos.labels)
         at_rest = (self.photos.completed_labels == 0).all(1)
-        present = (strength[at_rest] >= 0).mean(0)
+        present = (strength[at_rest, 0] >= 0).mean(0)
         figures["present_at_rest"] = {
             f"AU{au}": round(float(share), 3) for au, share in zip(UNITS, present, strict=True)
         }
         return figures | {"photographed": float((photographed > 0.5).mean())}
-
-
-def _mean(inputs: Inputs) -> np.ndarray:
-    return (inputs.picture + inputs.mirror) / 2
 
 
 def _closed_gate(space: Space) -> np.ndarray:

@@ -136,9 +136,7 @@ def face_square(image: Image.Image, box: Box | Sequence[float]) -> np.ndarray:
         uint8 (SIZE, SIZE, 3), RGB.
     """
     image = image_conversion.as_rgb(image)
-    x0, y0, x1, y1 = box
-    side = max(8, round(max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)))
-    left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
+    left, top, side = _square_around(box)
     inside = (
         max(0, left),
         max(0, top),
@@ -154,3 +152,21 @@ def face_square(image: Image.Image, box: Box | Sequence[float]) -> np.ndarray:
     padded = Image.fromarray(np.pad(pixels, outside, mode="edge"))
     how = Image.Resampling.BOX if side > 2 * SIZE else Image.Resampling.BICUBIC
     return np.asarray(padded.resize((SIZE, SIZE), how))
+
+
+def mesh_box(measured: Measurement, box: Box | Sequence[float]) -> Box:
+    """The box of a face's points in pixels of its picture.
+
+    Args:
+        measured: From the square that `face_square` cut out.
+        box: That it was cut out around.
+    """
+    left, top, side = _square_around(box)
+    return detect.bounding_box(measured.points[:, :2].astype(np.float64) * side + [left, top])
+
+
+def _square_around(box: Box | Sequence[float]) -> tuple[int, int, int]:
+    """Left, top and side of the square around a box in pixels."""
+    x0, y0, x1, y1 = box
+    side = max(8, round(max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)))
+    return round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2), side

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlmface.aus.measurement import Measurement
 
 FILE = Path(__file__).with_name("landmarks.npz")
-SHA256 = "6df816aa87577897bffa04eeaceac80c38ff7581ebe9f794b00ac1e8fb2c3936"
+SHA256 = "f6b4682466b3b927c1d0cc0792a5c1ee26dcdea8d85e1384b218fa430e277e2c"
 MAX_BYTES = 4 * 2**20
 UNCHECKED = 0.6  # factor of the logits of AUs that were not checked on photographs
 CLIP = 5.0  # standard deviations that a feature may lie from its mean
@@ -94,14 +94,6 @@ class Space:
         return np.clip((raw - self.mean) / self.scale, -CLIP, CLIP).astype(np.float32), pose
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Of n faces: `picture` and `mirror` (n, inputs), those of the two views."""
-
-    picture: np.ndarray
-    mirror: np.ndarray
-
-
 Layers = list[tuple[np.ndarray, np.ndarray]]  # weights (in, out) and biases (out,) of each layer
 
 
@@ -131,7 +123,7 @@ class Model:
 
     @property
     def id(self) -> str:
-        """Of the model, such as landmarks-1."""
+        """Of the model, such as landmarks-2."""
         return str(self.about["id"])
 
     @property
@@ -207,25 +199,24 @@ class Model:
 
     # --- estimates --------------------------------------------------------------------------------
 
-    def estimate(self, views: Sequence[tuple[Measurement, Measurement]]) -> Estimates:
-        """The AUs of faces, each measured in its picture and in the mirror image of it."""
+    def estimate(self, faces: Sequence[Measurement]) -> Estimates:
+        """The AUs of measured faces."""
         return self.estimate_arrays(
-            np.stack([[view.points for view in pair] for pair in views]),
-            np.stack([[view.blendshapes for view in pair] for pair in views]),
-            np.stack([[view.patch for view in pair] for pair in views]),
+            np.stack([face.points for face in faces]),
+            np.stack([face.blendshapes for face in faces]),
+            np.stack([face.patch for face in faces]),
         )
 
     def estimate_arrays(
         self, points: np.ndarray, blendshapes: np.ndarray, patches: np.ndarray
     ) -> Estimates:
-        """`estimate` from arrays: (n, 2, 478, 3), (n, 2, 52) and uint8 (n, 2, side, side)."""
-        finite = np.isfinite(points).all((1, 2, 3)) & np.isfinite(blendshapes).all((1, 2))
-        points = np.where(finite[:, None, None, None], points, self.space.reference)
-        blendshapes = np.where(finite[:, None, None], blendshapes, 0)
-        picture, pose = self.space.inputs(points[:, 0], blendshapes[:, 0], patches[:, 0])
-        mirror, mirrored = self.space.inputs(points[:, 1], blendshapes[:, 1], patches[:, 1])
-        heads = self.heads_of(Inputs(picture, mirror))
-        photographed = self.expert.photographed((picture + mirror) / 2)[:, None]
+        """`estimate` from arrays: (n, 478, 3), (n, 52) and uint8 (n, side, side)."""
+        finite = np.isfinite(points).all((1, 2)) & np.isfinite(blendshapes).all(1)
+        points = np.where(finite[:, None, None], points, self.space.reference)
+        blendshapes = np.where(finite[:, None], blendshapes, 0)
+        inputs, pose = self.space.inputs(points, blendshapes, patches)
+        heads = self.heads_of(inputs)
+        photographed = self.expert.photographed(inputs)[:, None]
         reading = _mixed(
             self._as_rendered(heads), self._as_photographed(heads, blendshapes), photographed
         )
@@ -243,8 +234,8 @@ class Model:
             left[:, sided],
             right[:, sided],
             probability[:, columns],
-            (pose.yaw - mirrored.yaw) / 2,
-            (pose.pitch + mirrored.pitch) / 2,
+            pose.yaw,
+            pose.pitch,
             photographed[:, 0],
             finite,
         )
@@ -272,7 +263,7 @@ class Model:
         are any. The stronger side is as strong as the face."""
         paired = np.isin(self.all_units, list(photograph_expert.PAIRS))
         left, right = (
-            np.where(paired, np.clip(1 + self.expert.side_strength(score), 0, 5), heads[name])
+            np.where(paired, np.clip(1 + self.expert.blendshape_strength(score), 0, 5), heads[name])
             for score, name in zip(
                 photograph_expert.side_scores(blendshapes), ("left", "right"), strict=True
             )
@@ -286,14 +277,10 @@ class Model:
         left, right = (np.clip(share, 0, 1) * intensity for share in shares)
         return left, right
 
-    def heads_of(self, inputs: Inputs) -> dict[str, np.ndarray]:
-        """{head: (n, all units)}, means of both views, in which left is right."""
-        view, other = (
-            dict(zip(HEADS, np.split(self._forward(x), len(HEADS), axis=1), strict=True))
-            for x in (inputs.picture, inputs.mirror)
-        )
-        swapped = other | {"left": other["right"], "right": other["left"]}
-        return {name: (view[name] + swapped[name]) / 2 for name in HEADS}
+    def heads_of(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """{head: (n, all units)}, the mean outputs of the networks for inputs (n, inputs)."""
+        outputs = np.split(self._forward(inputs), len(HEADS), axis=1)
+        return dict(zip(HEADS, outputs, strict=True))
 
     def _forward(self, inputs: np.ndarray) -> np.ndarray:
         total = np.zeros((len(inputs), len(HEADS) * len(self.all_units)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmface.aus import features
-from vlmface.aus.model import HEADS, Inputs, Layers, Space
+from vlmface.aus.model import HEADS, Layers, Space
 from vlmface.aus.rendered_faces import UNITS, MeasuredFaces
 
 if TYPE_CHECKING:
@@ -135,28 +135,28 @@ def _components(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
 
 def inputs_of(
     space: Space, points: np.ndarray, blendshapes: np.ndarray, patch: np.ndarray
-) -> Inputs:
-    """The inputs of faces that were measured in both views."""
+) -> np.ndarray:
+    """The inputs (n, 2, inputs) of faces and of their mirror images."""
     views = [space.inputs(points[:, v], blendshapes[:, v], patch[:, v])[0] for v in (0, 1)]
-    return Inputs(*views)
+    return np.stack(views, 1)
 
 
 # --- training -------------------------------------------------------------------------------------
 
 
 def train_networks(
-    inputs: Inputs, targets: Targets, pictures: int, settings: FitSettings, networks: int
+    inputs: np.ndarray, targets: Targets, pictures: int, settings: FitSettings, networks: int
 ) -> list[Layers]:
     """Networks that differ by their seeds.
 
     Args:
-        inputs: of the faces.
+        inputs: (n, 2, inputs) of the faces and of their mirror images.
         targets: of the same faces.
         pictures: how many of the inputs, the last ones, are of the picture.
         settings: of the training.
         networks: how many.
     """
-    values = np.concatenate([inputs.picture, inputs.mirror])
+    values = np.concatenate([inputs[:, 0], inputs[:, 1]])
     both = join([targets, targets.mirrored()])
     return [
         _train(values, both, pictures, settings, settings.seed * 1000 + number)

@@ -41,8 +41,7 @@ TOP = {5: 0.3, 12: 0.95, 14: 0.5, 15: 0.5, 20: 0.5, 22: 0.5, 25: 0.5}
 LEAST = {5: 0.05, 14: 0.2, 18: 0.4, 20: 0.25, 22: 0.15, 26: 0.15, 27: 0.6}
 MARGIN = 0.6  # above what faces at rest reach, on the scale of logits
 AT_REST = 0.98  # share of the faces at rest that are below the threshold
-NET_WEIGHT = 0.1  # of the networks' logit, next to a blendshape's
-NET_CLIP = 6.0  # logits of the networks are clipped to as much
+LEAST_LABELLED = 3  # photographs with an AU, and without it, from which on labels set its threshold
 RENDERED = 0.995  # share of the rendered faces that the gate must be sure of
 GATE_PENALTY, GATE_SLOPE, GATE_MARGIN = 0.02, 2.0, 1.0
 FLOOR = 1e-4
@@ -53,8 +52,7 @@ class PhotographExpert:
     """Thresholds on photographs, and the gate.
 
     Attributes:
-        threshold: (units,) of the blendshapes' logits, to which a share of the networks' logits is
-            added; of AUs without blendshapes 0.
+        threshold: (units,) of the blendshapes' logits; of AUs without blendshapes 0.
         net_threshold: (units,) of the networks' logits, of AUs without blendshapes.
         gate: (inputs + 1,), weights and bias of the logit that a face is photographed.
     """
@@ -75,17 +73,13 @@ class PhotographExpert:
             scores: (n, units), as of `blendshape_scores`.
             logits: (n, units), of the networks.
         """
-        from_blendshapes = 4 * (_fused(scores, logits) - self.threshold) / (_top() - self.threshold)
         with_blendshape = np.isin(UNITS, list(BLENDSHAPES))
+        from_blendshapes = self.blendshape_strength(scores)
         return np.where(with_blendshape, from_blendshapes, logits - self.net_threshold)
 
-    def side_strength(self, scores: np.ndarray) -> np.ndarray:
-        """As `strength`, from the blendshapes of one side alone."""
+    def blendshape_strength(self, scores: np.ndarray) -> np.ndarray:
+        """As `strength`, from scores (n, units) of blendshapes alone, also those of one side."""
         return 4 * (scores - self.threshold) / (_top() - self.threshold)
-
-
-def _fused(scores: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    return scores + NET_WEIGHT * np.clip(logits, -NET_CLIP, NET_CLIP)
 
 
 def _top() -> np.ndarray:
@@ -98,13 +92,8 @@ def _logit(share: np.ndarray) -> np.ndarray:
 
 
 def blendshape_scores(blendshapes: np.ndarray) -> np.ndarray:
-    """The logits (n, units) of the blendshapes' means over both views; 0 for AUs without any.
-
-    Args:
-        blendshapes: (n, 2, 52) of the picture and of its mirror image.
-    """
-    means = blendshapes.mean(1)
-    columns = [means[:, list(BLENDSHAPES.get(au, (0,)))].mean(1) for au in UNITS]
+    """The logits (n, units) of the mean of each AU's blendshapes (n, 52); 0 for AUs without any."""
+    columns = [blendshapes[:, list(BLENDSHAPES.get(au, (0,)))].mean(1) for au in UNITS]
     scores = _logit(np.stack(columns, 1))
     return np.where(np.isin(UNITS, list(BLENDSHAPES)), scores, 0.0)
 
@@ -114,12 +103,8 @@ def side_scores(blendshapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     PAIRS."""
     sides = []
     for side in (0, 1):
-        columns = [
-            (blendshapes[:, 0, pair[side]] + blendshapes[:, 1, pair[1 - side]]) / 2
-            if (pair := PAIRS.get(au))
-            else np.full(len(blendshapes), 0.5)
-            for au in UNITS
-        ]
+        even = np.full(len(blendshapes), 0.5)
+        columns = [blendshapes[:, pair[side]] if (pair := PAIRS.get(au)) else even for au in UNITS]
         sides.append(_logit(np.stack(columns, 1)))
     return sides[0], sides[1]
 
@@ -127,7 +112,8 @@ def side_scores(blendshapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def fit_expert(
     scores: np.ndarray, logits: np.ndarray, labels: np.ndarray, at_rest: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The thresholds of labelled photographs.
+    """The thresholds of labelled photographs, of which each row is a view: each photograph has two,
+    itself and its mirror image.
 
     Args:
         scores: (n, units), as of `blendshape_scores`.
@@ -139,17 +125,16 @@ def fit_expert(
         (threshold, net_threshold), as of `PhotographExpert`.
     """
     threshold, net_threshold = np.zeros(len(UNITS)), np.zeros(len(UNITS))
-    fused = _fused(scores, logits)
     for k, au in enumerate(UNITS):
         net_threshold[k] = max(0.0, np.quantile(logits[at_rest, k], AT_REST))
         if au not in BLENDSHAPES:
             continue
         labelled = ~np.isnan(labels[:, k])
         present = labels[labelled, k] == 1
-        if min(present.sum(), (~present).sum()) >= 3:
-            threshold[k] = balanced_threshold(fused[labelled, k], present)
+        if min(present.sum(), (~present).sum()) >= 2 * LEAST_LABELLED:
+            threshold[k] = balanced_threshold(scores[labelled, k], present)
         else:
-            threshold[k] = np.quantile(fused[at_rest, k], AT_REST) + MARGIN
+            threshold[k] = np.quantile(scores[at_rest, k], AT_REST) + MARGIN
         if au in LEAST:
             threshold[k] = max(threshold[k], float(_logit(np.array(LEAST[au]))))
     return threshold, net_threshold

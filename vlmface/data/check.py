@@ -73,7 +73,6 @@ def check(
     *,
     splits: Sequence[str] = (),
     workers: int | None = None,
-    progress: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Read splits of a copy of a data set and decode each of its pictures.
@@ -84,7 +83,6 @@ def check(
         output: a folder for check.json and a contact sheet, sheet.png.
         splits: to read, by default all that the copy has.
         workers: number of threads, by default one for each core.
-        progress: show progress bars.
         options: the data set's own.
 
     Returns:
@@ -101,7 +99,7 @@ def check(
     module = data.dataset_module(name)
     protocol = dict(options or {})
     parts, errors = _read(name, root, splits or data.splits_of(name, root, **protocol), protocol)
-    looks = _look_at_all(parts, workers, progress)
+    looks = _look_at_all(parts, workers)
     published = _published(module, protocol)
     scale = module.label_space.scale if isinstance(module, DatasetFile) else None
     folder = None if root is None else Path(root).expanduser()
@@ -170,15 +168,13 @@ def _read(
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def _look_at_all(
-    parts: list[SplitData], workers: int | None, progress: bool
-) -> dict[Source, ImageCheck]:
+def _look_at_all(parts: list[SplitData], workers: int | None) -> dict[Source, ImageCheck]:
     every = list(dict.fromkeys(s for part in parts for row in part.pictures for s in row))
     with warnings.catch_warnings():  # open_image sets filters, which are common to all threads
         return dict(
             zip(
                 every,
-                map_in_threads(_check_image, every, "looking", workers=workers, progress=progress),
+                map_in_threads(_check_image, every, "looking", workers=workers),
                 strict=True,
             )
         )

@@ -31,6 +31,9 @@ SEARCH_MARGIN = 0.5  # of a given box's longer side, on each side, is searched f
 # Of `face_search.agreement`: lower, a face that was found in a look at the whole picture, or at a
 # crop around a candidate, is not one.
 MIN_AGREEMENT, MIN_CANDIDATE_AGREEMENT = 0.55, 0.65
+# Of the face detector, from which on a candidate is a clear face, and the longer side of a mesh's
+# box as a multiple of the candidate's, the mean of 160 faces.
+MIN_CLEAR_SCORE, CLEAR_SCALE = 0.7, 1.05
 _QUIET = threading.RLock()
 MIN_STRENGTH = 0.7  # of a place that may be a face though it has no mesh
 
@@ -193,20 +196,21 @@ class Detector:
     def face(self, image: Image.Image, near: Sequence[float] | None = None) -> Box | None:
         """The largest face; of those in and around the box `near`, if one is given, the largest
         whose middle lies in it. None without such a face."""
-        if near is None:
-            return next(iter(self.faces(image)), None)
-        x0, y0, x1, y1 = near
-        margin = SEARCH_MARGIN * max(x1 - x0, y1 - y0)
-        left, top = max(0, round(x0 - margin)), max(0, round(y0 - margin))
-        right = min(image.width, round(x1 + margin))
-        bottom = min(image.height, round(y1 + margin))
-        if right - left < 2 or bottom - top < 2:
-            return None
-        for a, b, c, d in self.faces(image.crop((left, top, right, bottom))):
-            x, y = left + (a + c) / 2, top + (b + d) / 2
-            if x0 <= x <= x1 and y0 <= y <= y1:
-                return a + left, b + top, c + left, d + top
-        return None
+        return _largest(image, near, self.faces)
+
+    def clear_face(self, image: Image.Image, near: Sequence[float] | None = None) -> Box | None:
+        """As `face`, in a fifth of its time: the largest face that MediaPipe's face detector is
+        sure of. The box is about that of the mesh, which is not computed. None does not mean that
+        `face` finds none."""
+        return _largest(image, near, self._clear_faces)
+
+    def _clear_faces(self, image: Image.Image) -> list[Box]:
+        boxes = [
+            _scaled(candidate.box, CLEAR_SCALE)
+            for candidate in self._candidates(image_conversion.as_rgb(image))
+            if candidate.score >= MIN_CLEAR_SCORE
+        ]
+        return sorted(boxes, key=by_size)
 
     def _landmarker(self) -> Any:
         from mediapipe.tasks.python import BaseOptions
@@ -276,6 +280,35 @@ def unavailable_reason() -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def _largest(
+    image: Image.Image,
+    near: Sequence[float] | None,
+    find: Callable[[Image.Image], Sequence[Box]],
+) -> Box | None:
+    """The first box that `find` finds in an image, or in and around the box `near`."""
+    if near is None:
+        return next(iter(find(image)), None)
+    x0, y0, x1, y1 = near
+    margin = SEARCH_MARGIN * max(x1 - x0, y1 - y0)
+    left, top = max(0, round(x0 - margin)), max(0, round(y0 - margin))
+    right = min(image.width, round(x1 + margin))
+    bottom = min(image.height, round(y1 + margin))
+    if right - left < 2 or bottom - top < 2:
+        return None
+    for a, b, c, d in find(image.crop((left, top, right, bottom))):
+        x, y = left + (a + c) / 2, top + (b + d) / 2
+        if x0 <= x <= x1 and y0 <= y <= y1:
+            return a + left, b + top, c + left, d + top
+    return None
+
+
+def _scaled(box: Box, factor: float) -> Box:
+    """A box of the same middle."""
+    (x, y), half = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), factor / 2
+    width, height = half * (box[2] - box[0]), half * (box[3] - box[1])
+    return x - width, y - height, x + width, y + height
 
 
 def _by_size(mesh: np.ndarray) -> tuple[float, float]:

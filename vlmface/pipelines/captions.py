@@ -12,7 +12,7 @@ from vlmface import data
 from vlmface.clip import model, tiny_clip
 from vlmface.data import crop_cache, crops
 from vlmface.pipelines import steps
-from vlmface.run_dir import open_run, start_run
+from vlmface.run_dir import start_run
 from vlmface.train import checks
 from vlmface.train.clip import contrastive
 from vlmface.utils import distributed
@@ -39,13 +39,7 @@ def run(settings: Settings) -> int:
     Raises:
         UserError: The settings do not fit the launch, the model, the data or the folder.
     """
-    distributed.check_processes(settings.num_processes)
-    checks.machine(settings)
-    distributed.set_cpu_threads()
-    with open_run(settings, last="metrics.json") as is_open:
-        if is_open:
-            train_and_probe(settings)
-    return 0
+    return steps.run_in_folder(settings, lambda: train_and_probe(settings), last="metrics.json")
 
 
 def train_and_probe(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.pipelines import steps, validation
-from vlmface.run_dir import open_run, start_run
+from vlmface.run_dir import start_run
 from vlmface.train import checks, task_sampling
 from vlmface.train.clip.dataset import select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet
@@ -50,13 +50,7 @@ def run(recipe: str, settings: Settings) -> int:
     """
     extras.require("open_clip")
     settings.check()  # a run of an ablation has other views than the settings that were parsed
-    distributed.check_processes(settings.num_processes)
-    checks.machine(settings)
-    distributed.set_cpu_threads()
-    with open_run(settings) as is_open:
-        if is_open:
-            train_and_evaluate(recipe, settings)
-    return 0
+    return steps.run_in_folder(settings, lambda: train_and_evaluate(recipe, settings))
 
 
 def train_and_evaluate(recipe: str, settings: Settings) -> None:

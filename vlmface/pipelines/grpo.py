@@ -13,8 +13,8 @@ from vlmface.data import crops
 from vlmface.evaluate import answering
 from vlmface.infer.local import LocalModel
 from vlmface.pipelines import steps, validation
-from vlmface.run_dir import open_run, start_run
-from vlmface.train import checks, grpo, rewards, task_sampling, trackers
+from vlmface.run_dir import start_run
+from vlmface.train import grpo, rewards, task_sampling, trackers
 from vlmface.train.validation import Validation, selection_of
 from vlmface.utils import distributed
 
@@ -35,13 +35,9 @@ def run(settings: Settings) -> int:
         UserError: The settings do not fit the launch, the model, the data or the folder.
     """
     used = rewards.parse(settings.rewards)
-    distributed.check_processes(settings.num_processes)
-    checks.machine(settings)
-    distributed.set_cpu_threads()
-    with open_run(settings, can_be_extended=True) as is_open:
-        if is_open:
-            train_and_evaluate(settings, used)
-    return 0
+    return steps.run_in_folder(
+        settings, lambda: train_and_evaluate(settings, used), can_be_extended=True
+    )
 
 
 def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from vlmface import benchmarks, families, label_spaces, manifest, prompts
 from vlmface.data import crop_cache, crops
@@ -23,7 +24,7 @@ from vlmface.families.base import Family
 from vlmface.infer.local import LocalModel
 from vlmface.pipelines import steps, validation
 from vlmface.prompts import Prompt
-from vlmface.run_dir import open_run, start_run
+from vlmface.run_dir import start_run
 from vlmface.train import (
     augmentation,
     budget,
@@ -57,13 +58,10 @@ def run(recipe: str, settings: SFTSettings) -> int:
         UserError: The settings do not fit the launch, the model, the data or the folder.
     """
     settings = init_from.with_adapter(settings)
-    distributed.check_processes(settings.num_processes)
-    checks.check_machine(settings)
-    distributed.set_cpu_threads()
-    with open_run(settings, can_be_extended=True) as is_open:
-        if is_open:
-            train_and_evaluate(recipe, settings)
-    return 0
+    checks.check_supported(settings, torch.cuda.is_available())
+    return steps.run_in_folder(
+        settings, lambda: train_and_evaluate(recipe, settings), can_be_extended=True
+    )
 
 
 def train_and_evaluate(recipe: str, settings: SFTSettings) -> None:

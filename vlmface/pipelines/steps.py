@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from vlmface.data.crops import Views
 from vlmface.evaluate import answering, report
 from vlmface.evaluate import run as evaluation
 from vlmface.pipelines import validation
+from vlmface.run_dir import open_run
 from vlmface.train import checks
 from vlmface.utils import distributed, memory
 from vlmface.utils.files import atomic_write
@@ -40,6 +41,29 @@ class Rows:
     test: datasets.Dataset
     validation: datasets.Dataset | None
     shared_people: dict[str, Any]
+
+
+def run_in_folder(settings: Any, train: Callable[[], None], **open_options: Any) -> int:
+    """Call `train` in the opened folder `settings.output_dir`, unless its run is complete.
+
+    Args:
+        settings: Of the run.
+        train: Trains and reports.
+        **open_options: Of `run_dir.open_run`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The launch, this machine or the folder does not fit the settings.
+    """
+    distributed.check_processes(settings.num_processes)
+    checks.machine(settings)
+    distributed.set_cpu_threads()
+    with open_run(settings, **open_options) as is_open:
+        if is_open:
+            train()
+    return 0
 
 
 def load_training_rows(settings: Any) -> datasets.Dataset:

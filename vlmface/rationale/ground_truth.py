@@ -104,7 +104,7 @@ class LandmarkEstimator:
         face = self._estimator.largest(image, near)
         if face is None or not face.aus:
             return None
-        return _sure_aus(face.aus, face.confidence)
+        return _sure_aus(face.as_dict())  # rounded, as what is stored
 
     def stored(self, sample: FaceSample) -> dict[int, float | None] | None:
         """The AUs that `vlmface data add-aus` has stored with the row, if the same model estimated
@@ -112,14 +112,14 @@ class LandmarkEstimator:
         estimate = sample.meta.get(estimates.FIELD)
         if not isinstance(estimate, Mapping) or estimate.get("sha256") != self.sha256:
             return None
-        values, confidence = (
-            {int(au): float(x) for au, x in estimate.get(name, {}).items()}
-            for name in ("aus", "confidence")
-        )
-        return _sure_aus(values, confidence)
+        return _sure_aus(estimate)
 
 
-def _sure_aus(aus: Mapping[int, float], confidence: Mapping[int, float]) -> dict[int, float | None]:
+def _sure_aus(estimate: Mapping[str, Any]) -> dict[int, float | None]:
+    aus, confidence = (
+        {int(au): float(x) for au, x in estimate.get(name, {}).items()}
+        for name in ("aus", "confidence")
+    )
     return {au: x for au, x in aus.items() if confidence.get(au, 1.0) >= MIN_CONFIDENCE}
 
 

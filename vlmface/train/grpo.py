@@ -27,7 +27,6 @@ from vlmface.train.settings import (
     BalanceSettings,
     DatasetSettings,
     EvaluationSettings,
-    Lora,
     OptimizerSettings,
     Policy,
     PolicySettings,
@@ -109,16 +108,6 @@ class Settings(
     logging_steps: Count = 1
     save_steps: Count = 20
     completions_every: Count = 20
-
-    @property
-    def lora(self) -> Lora:
-        """How new adapters, or whole parts, are trained."""
-        return Lora(
-            trainable=self.trainable,
-            rank=self.lora_rank,
-            alpha=self.lora_alpha,
-            modules=self.lora_target_modules,
-        )
 
     def check(self) -> None:
         """Refuse settings that cannot work together. Raises UserError."""

@@ -7,7 +7,7 @@ in recipes/configs/*.yaml are these texts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from vlmface import data, prompts
@@ -327,6 +327,16 @@ class PolicySettings(Checked):
         }
 
     @property
+    def lora(self) -> Lora:
+        """How the model is trained."""
+        return Lora(
+            trainable=self.trainable,
+            rank=self.lora_rank,
+            alpha=self.lora_alpha,
+            modules=self.lora_target_modules,
+        )
+
+    @property
     def uses_lora(self) -> bool:
         """Whether some part is trained under LoRA."""
         return "lora" in self.trainable.values()
@@ -428,11 +438,8 @@ class SFTSettings(
     @property
     def lora(self) -> Lora:
         """How the model is trained."""
-        return Lora(
-            trainable=self.trainable,
-            rank=self.lora_rank,
-            alpha=self.lora_alpha,
-            modules=self.lora_target_modules,
+        return replace(
+            super().lora,
             dropout=self.lora_dropout,
             variant=self.lora_variant,
             train_embeddings=self.train_embeddings,

@@ -193,7 +193,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
     if settings.gradient_checkpointing:
         clip.model.set_grad_checkpointing()
     data = ImageDataset(rows, clip, settings.cache_gib)
-    training = fit(model, data, settings, rows=len(rows))
+    training = fit(model, data, settings)
     for adapter in model.adapter:
         adapter.merge_and_unload()
     clip.model.eval()
