@@ -48,12 +48,10 @@ class ScaleChoice:
     """The option `--scale`.
 
     Attributes:
-        text: As it was given.
         column: The column that holds the ratings; None: that of the labels.
         content: `min`, `max` and, where it was given, `step`.
     """
 
-    text: str
     column: str | None
     content: Mapping[str, float]
 
@@ -72,7 +70,7 @@ def parse_choice(text: str) -> ScaleChoice:
     }
     step = content.get("step", usual_step(content["min"], content["max"], whole=False))
     scales.from_mapping(content | {"step": step}, f"--scale {text}")
-    return ScaleChoice(text, column or None, content)
+    return ScaleChoice(column or None, content)
 
 
 # --- which column ---------------------------------------------------------------------------------
