@@ -194,11 +194,24 @@ def test_decimal_commas() -> None:
         ("--scale", "other=0:10"),
         ("--scale", "engagement=0:10", "--label", "person"),
         ("--scale", "engagement=0:10", "--multi-label"),
+        ("--scale", "engagement=0:10", "--ordered", "1", "2"),
+        ("--scale", "engagement=0:10", "--label-space", "emotion8"),
     ],
 )
 def test_scales_that_do_not_fit(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     write(engagement=whole(0, 10))
     refused(capsys, *words)
+
+
+def test_a_label_space_with_a_scale_and_a_long_name() -> None:
+    name = "How engaged was the person? " * 6
+    write(**{name: whole(0, 10)})
+    Path("pain.yaml").write_text(
+        "{id: pain, field: context, source: s, scale: {min: 0, max: 20, step: 2}}"
+    )
+    assert init("--label-space", "pain.yaml", "--label", name)["label_space"] == "pain.yaml"
+    scale = init("--scale", f"{name}=0:10")["label_space"]["scale"]
+    assert scale["name"].startswith("How engaged was") and len(scale["name"]) <= 100
 
 
 def test_a_constant_column_and_too_few_rows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from vlmface.errors import UserError
 MOST_STEPS = 101  # labels of a scale: enough for 0 to 100
 _LARGEST = 1_000_000  # of min and max, without their sign
 _MOST_DECIMALS = 6
-_LONGEST = 100  # characters of a name or of the words at a number
+LONGEST = 100  # characters of a name or of the words at a number
 _KEYS = ("name", "min", "max", "step", "anchors")
 _MINUS = str.maketrans(
     {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{FULLWIDTH HYPHEN-MINUS}": "-"}
@@ -174,10 +174,10 @@ def _number(value: Any, key: str, where: str) -> Decimal:
 
 
 def _name(value: Any, key: str, where: str) -> str:
-    is_text = isinstance(value, str) and len(value) <= _LONGEST and value.isprintable()
+    is_text = isinstance(value, str) and len(value) <= LONGEST and value.isprintable()
     if not is_text or set(value) & set("<>*{}"):
         raise UserError(
-            f"{where}: scale has {key} {value!r}, expected a text of at most {_LONGEST} characters "
+            f"{where}: scale has {key} {value!r}, expected a text of at most {LONGEST} characters "
             "in one line, without <, >, *, { and }"
         )
     return value.strip()

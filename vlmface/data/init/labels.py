@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmface import facs, label_spaces
+from vlmface import facs, label_spaces, scales
 from vlmface.data.init import rating_columns
 from vlmface.data.init.rating_columns import ScaleChoice
 from vlmface.data.tables.cells import texts
@@ -125,37 +125,44 @@ def _guess_scale(
 ) -> LabelGuess | None:
     """The scale of numbers that are ratings, or that `--scale` or `--label-space` says are; None
     for other labels."""
-    choice = choices.scale
-    definition: str | dict[str, Any]
+    others = {
+        "label-space": choices.space,
+        "ordered": choices.ordered,
+        "multi-label": choices.several,
+    }
+    given = [option for option, value in others.items() if value]
+    if choices.scale is not None and given:
+        raise UserError(f"--scale and --{given[0]} exclude each other: leave one of them out")
+    definition: str | dict[str, Any] | None
     if choices.space is not None:
         space, definition = label_spaces.space(choices.space), choices.space
-        if space.scale is None:
-            return None
+    elif given or (definition := _scale_definition(words, choices.scale, id, name)) is None:
+        return None
     else:
-        given = choices.ordered or choices.several
-        content = (
-            rating_columns.chosen_scale(choice, words)
-            if choice
-            else rating_columns.guess_scale(words, name)
-        )
-        if content is None or (given and choice is None):
-            return None
-        title = " ".join(re.sub(r"[_<>*{}\s]+", " ", name).split())
-        named = {"name": title, **content} if title and title.isprintable() else dict(content)
-        definition = {"id": id, "field": "context", "scale": named}
         space = label_spaces.from_mapping({"source": id, **definition}, where)
-    assert space.scale is not None
-    if given_other := [option for option in ("ordered", "several") if getattr(choices, option)]:
-        raise UserError(
-            f"--scale and --{given_other[0].replace('several', 'multi-label')} exclude each other"
-        )
+    if space.scale is None:
+        return None
     counts = _count(words, space, where)
     if sum(n > 0 for n in counts.values()) < 2:
         raise _single(next(iter(words)), where)
-    is_guess = choice is None and choices.space is None
-    return LabelGuess(
-        space, definition, counts, {}, rating_columns.text_of(space.scale, words, is_guess)
-    )
+    is_guess = choices.scale is None and choices.space is None
+    text = rating_columns.text_of(space.scale, words, is_guess)
+    return LabelGuess(space, definition, counts, {}, text)
+
+
+def _scale_definition(
+    words: Mapping[str, int], choice: ScaleChoice | None, id: str, name: str
+) -> dict[str, Any] | None:
+    """The label space of numbers that are ratings; None if they may be codes."""
+    if choice is not None:
+        content = rating_columns.chosen_scale(choice, words)
+    elif (guessed := rating_columns.guess_scale(words, name)) is not None:
+        content = guessed
+    else:
+        return None
+    title = " ".join(re.sub(r"[_<>*{}\s]+", " ", name).split())[: scales.LONGEST].strip()
+    named = {"name": title, **content} if title and title.isprintable() else content
+    return {"id": id, "field": "context", "scale": named}
 
 
 def of_action_units(units: Sequence[int], id: str) -> LabelGuess:
