@@ -100,5 +100,5 @@ def run(settings: Settings) -> int:
         UserError: The settings do not fit the model, the data or the folder.
     """
     distributed.set_cpu_threads()
-    built = build.build(BuildSettings(writer="model", **asdict(settings)))
-    return cli.print_summary(built, settings.output_dir)
+    build_settings = BuildSettings(writer="model", **asdict(settings))
+    return cli.print_summary(build.build(build_settings), build_settings)

@@ -6,7 +6,13 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmface.resources import is_yaml
+
+if TYPE_CHECKING:
+    from vlmface.rationale.types import BuildSettings
 
 
 def add_build(parser: argparse.ArgumentParser) -> None:
@@ -149,15 +155,15 @@ def build_command(arguments: argparse.Namespace) -> int:
     values["dataset_options"] = data.parse_options(arguments.dataset, arguments.dataset_options)
     values["request"] = config.fields("request", arguments.request) if arguments.request else {}
     settings = config.from_dict(BuildSettings, values, where="the command line")
-    return print_summary(build(settings), arguments.output_dir)
+    return print_summary(build(settings), settings)
 
 
-def print_summary(summary: Mapping[str, Any], output_dir: str) -> int:
+def print_summary(summary: Mapping[str, Any], settings: BuildSettings) -> int:
     """Print the result of a build.
 
     Args:
         summary: From `build`.
-        output_dir: The folder of the build.
+        settings: Of the build.
 
     Returns:
         The exit code: 2 if faces got no answer.
@@ -186,10 +192,19 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> int:
     if unanswered := counts["rejected_by"].get("no_answer", 0):
         print(
             f"error: {unanswered} faces got no answer and are skipped; the reasons are in "
-            f"{output_dir}/rejected.jsonl",
+            f"{settings.output_dir}/rejected.jsonl",
             file=sys.stderr,
         )
-    print(f"written:  {output_dir} (data set, README.md, rationale.html)")
-    options = f'--dataset_options "{{folder: {output_dir}}}"'
-    print(f"next:     recipes/sft_cot.py --dataset rationales {options}")
+    print(f"written:  {settings.output_dir} (data set, README.md, rationale.html)")
+    print(f"next:     {_training_command(settings)}")
     return 2 if unanswered else 0
+
+
+def _training_command(settings: BuildSettings) -> str:
+    """The command that trains on the texts; those about a data set's YAML file with its labels."""
+    options = f'--dataset_options "{{folder: {settings.output_dir}}}"'
+    command = f"vlmface train sft_cot --dataset rationales {options}"
+    if is_yaml(settings.dataset):
+        command += f" --label_space {settings.dataset} --benchmark {settings.dataset}"
+        command += f" --output_dir runs/{Path(settings.dataset).stem}_cot"
+    return command

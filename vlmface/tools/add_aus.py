@@ -73,6 +73,10 @@ def add_aus_command(options: AddAusOptions) -> int:
     if definition.definition.estimated_aus is None:
         _add_key(path, target.name)
     _print(counts, target, estimator)
+    print(
+        f"next: vlmface rationale build --dataset {path} --aus landmarks "
+        "--output-dir runs/rationales"
+    )
     return 0
 
 
@@ -174,4 +178,3 @@ def _print(counts: Counter[str], target: Path, estimator: Estimator) -> None:
         share = counts[str(au)] / max(1, faces)
         print(f"    {facs.name(au):6}{share:6.1%}  {facs.AUS[au].name}")
     print("estimates are in the rows' meta, not in aus: they are not annotations")
-    print("next: vlmface rationale build --aus landmarks")
