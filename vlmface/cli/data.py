@@ -186,6 +186,12 @@ def _add_init(tools: Commands) -> None:
         help="the labels are steps of a scale: name them, the lowest first",
     )
     init.add_argument(
+        "--scale",
+        metavar="COLUMN=MIN:MAX[:STEP]",
+        help="the labels are ratings on a scale of numbers, such as engagement=0:10 (default: "
+        "guessed; without COLUMN: of the label or the raters)",
+    )
+    init.add_argument(
         "--multi-label", action="store_true", help="a face may have several of the labels"
     )
     init.add_argument("--output", type=Path, metavar="FILE", help="the YAML file to write")
