@@ -202,7 +202,10 @@ class Metric:
 
     def interval_text(self, ci95: Sequence[float] | None) -> str:
         """An interval as tables show it, "" without one."""
-        return "" if ci95 is None else "\N{EN DASH}".join(map(self.text, ci95))
+        if ci95 is None:
+            return ""
+        separator = " to " if ci95[0] < 0 else "\N{EN DASH}"
+        return separator.join(map(self.text, ci95))
 
     def difference_text(self, difference: float) -> str:
         """A difference of two values, with its sign."""
