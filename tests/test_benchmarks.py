@@ -80,7 +80,7 @@ AUS: dict[str, dict[str, set[int]]] = {
     "fea20k": {"fea20k-DISFA-007": {6, 12}, "fea20k-FABA-010": {1, 4}},
 }
 # No miniatures: the data sets themselves are small enough.
-RENDERED = {"synth", "synth_attributes", "synth_clips", "synth_scenes", "synth_votes"}
+RENDERED = {"synth", "synth_attributes", "synth_clips", "synth_scenes", "synth_v2", "synth_votes"}
 
 
 def miniature(name: str, root: Path) -> benchmarks.Benchmark:

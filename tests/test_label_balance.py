@@ -149,7 +149,7 @@ def test_the_label_alone_is_weighted_behind_a_rationale() -> None:
     ("settings", "message"),
     [
         ({"soft_labels": True}, "none of the 8 rows has label_votes"),
-        ({"soft_labels": True, "prompt": "face_cot"}, "no prompt asks for one label without a"),
+        ({"soft_labels": True, "prompt": "face_cot"}, "no prompt asks for one label in words"),
         (
             {"balance_by": "labels", "label_weight_power": 1},
             "label_weight_power is 1.0, but has no",

@@ -284,7 +284,13 @@ def test_the_group_has_all_tasks_of_the_folder(
 def test_without_data_the_rendered_faces_are_left(generate: Callable[..., int]) -> None:
     without_data = load_script("eval/lmms_eval/generate.py").without_data
     asked = [prompts.load("face_cot")]
-    assert without_data(asked) == ["synth", "synth_attributes", "synth_clips", "synth_votes"]
+    assert without_data(asked) == [
+        "synth",
+        "synth_attributes",
+        "synth_clips",
+        "synth_v2",
+        "synth_votes",
+    ]
     assert without_data([Prompt("asks", 1, "label", "raer5", "{candidates}?", "test")]) == [
         "synth_scenes"
     ]

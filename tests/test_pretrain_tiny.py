@@ -34,10 +34,22 @@ def test_the_built_in_checkpoint_is_small_complete_and_documented():
 
 
 @pytest.mark.slow
-def test_pretraining_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("datasets", [["synth"], ["synth", "synth_v2"]])
+def test_pretraining_runs_and_goes_on_where_it_stopped(datasets, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
     main = load_script("recipes/pretrain_tiny.py").main
-    small = ["--faces", "40", "--batch", "4", "--language_batch", "4", "--width", "32"]
+    small = [
+        "--datasets",
+        *datasets,
+        "--faces",
+        "40",
+        "--batch",
+        "4",
+        "--language_batch",
+        "4",
+        "--width",
+        "32",
+    ]
     small += ["--vision_layers", "1", "--layers", "1", "--teacher_steps", "2"]
     small += ["--geometry_steps", "3", "--words_steps", "2"]
     main([*small, "--language_steps", "2", "--output_dir", str(tmp_path / "a")])

@@ -41,7 +41,8 @@ SCRIPTS = ("recipes/", "eval/", "app/", "tests/")
 OUTPUTS = ("output_dir", "output", "out", "sheet")
 DEFAULTS = {"data check": "checks/NAME", "score": "scores/FILE"}
 # That pages write.
-DATASET_FILES = ("faces.yaml", "photos.yaml", "study/faces.yaml", "study/gesichter.yaml")
+_OWN = ("faces", "gesichter", "ratings")
+DATASET_FILES = ("faces.yaml", "photos.yaml", *(f"study/{name}.yaml" for name in _OWN))
 MEDIA = re.compile(r"[\w./-]+\.(?:jpe?g|png|gif|webp|mp4)")
 
 

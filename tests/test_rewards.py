@@ -47,6 +47,7 @@ RIGHT = text(FEAR, "fear")
 TRUE = {
     "format": 1.0,
     "emotion": 1.0,
+    "rating": None,  # for numbers of a scale
     "jaccard": 1.0,
     "au": 1.0,
     "au_intensity": 1.0,
@@ -221,6 +222,7 @@ def test_numbers_that_their_words_do_not_describe() -> None:
 RANGES = {
     "format": (0, 1),
     "emotion": (0, 1),
+    "rating": (0, 1),
     "jaccard": (0, 1),
     "au": (-1, 1),
     "au_intensity": (-1, 1),

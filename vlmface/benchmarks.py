@@ -87,6 +87,7 @@ class Benchmark:
             kinds.add("au")
         for space in self.spaces:
             one_label = "emotion" if space.field == "emotion" else "attributes"
+            one_label = one_label if space.scale is None else "scale"
             kinds.add("labels" if space.multi_label else one_label)
         return kinds
 

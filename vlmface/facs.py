@@ -132,6 +132,8 @@ SYNTH_AUS: tuple[int, ...] = (
     *(14, 15, 16, 17, 18, 20),
     *(22, 23, 24, 25, 26, 27, 28, 34, 43),
 )
+# What version 2 of the rendered faces has in addition: a wink, on one side.
+SYNTH_V2_AUS: tuple[int, ...] = (*SYNTH_AUS, 46)
 
 # FACS intensities A to E, that is 1 to 5, in words.
 GRADES = ("faintly", "slightly", "clearly", "strongly", "extremely")

@@ -9,7 +9,7 @@ A label space is a YAML file; `prompts/label_spaces/` has the built-in ones:
       bored: [uninterested]
     source: MyLab's annotation manual
 
-`from_mapping` explains the keys.
+`from_mapping` explains the keys. Instead of labels it may have a scale of numbers, see `scales`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import Any
 
 import regex
 
+from vlmface import scales
 from vlmface.errors import UserError
 from vlmface.registry import Registry
 from vlmface.resources import content_sha, definitions, is_yaml, read_yaml
+from vlmface.scales import Scale
 
 # Fields of FaceSample that a label space may name.
 FIELDS = ("emotion", "context", "gender", "age_group", "race")
@@ -65,6 +67,8 @@ class LabelSpace:
         several: Whether a face may have more than one of them.
         ordered: Whether the labels are steps of a scale, from the lowest to the highest. Metrics
             then also measure how far an answer is from the truth.
+        scale: The numbers that faces are rated on, whose steps are the labels (`vlmface.scales`);
+            None where labels are words.
     """
 
     id: str
@@ -74,12 +78,19 @@ class LabelSpace:
     source: str
     multi_label: bool = False
     ordered: bool = False
+    scale: Scale | None = None
 
     @cached_property
     def sha(self) -> str:
-        """12 hex digits of the canonical JSON of id, field, labels and aliases."""
+        """12 hex digits of the canonical JSON of id, field, labels, aliases and scale."""
         content = {"id": self.id, "field": self.field, "labels": self.labels}
-        return content_sha({**content, "aliases": self.aliases})
+        scale = {} if self.scale is None else {"scale": self.scale.to_mapping()}
+        return content_sha({**content, "aliases": self.aliases, **scale})
+
+    @property
+    def candidates(self) -> str:
+        """What may be answered, in words."""
+        return ", ".join(self.labels) if self.scale is None else self.scale.candidates
 
     @cached_property
     def index(self) -> dict[str, str]:
@@ -90,8 +101,20 @@ class LabelSpace:
 
     def match(self, text: str) -> str | None:
         """The label that `text` is, up to case, spaces, punctuation and aliases; else None.
-        The whole text must match: "unhappy" and "not happy" are not labels."""
+        The whole text must match: "unhappy" and "not happy" are not labels. Of a scale, a number in
+        its range is the nearest step."""
+        if self.scale is not None:
+            number = scales.read_number(text)
+            return None if number is None else self.scale.nearest(number)
         return self.index.get(normalise(text))
+
+    def labels_of(self, words: Iterable[str]) -> tuple[str, ...]:
+        """The labels that are among words, in the order of the space."""
+        if self.scale is not None:
+            value = self.scale.value_of(words)
+            return () if value is None else (str(self.scale.nearest(value)),)
+        labels = {self.match(word) for word in words}
+        return tuple(label for label in self.labels if label in labels)
 
     def age_group_of(self, years: float) -> str:
         """The label of an age, for a space of `age_group`: its labels begin with their first year
@@ -106,6 +129,9 @@ class LabelSpace:
 
     def to_mapping(self) -> dict[str, Any]:
         """The content of its YAML file."""
+        if self.scale is not None:
+            kind = {"id": self.id, "field": self.field}
+            return {**kind, "scale": self.scale.to_mapping(), "source": self.source}
         aliases: dict[str, list[str]] = {}
         for alias, label in sorted(self.aliases.items(), key=lambda x: self.labels.index(x[1])):
             aliases.setdefault(label, []).append(alias)
@@ -122,7 +148,7 @@ class LabelSpace:
 
 # --- reading --------------------------------------------------------------------------------------
 
-_KEYS = ("id", "field", "labels", "aliases", "multi_label", "ordered", "source")
+_KEYS = ("id", "field", "labels", "aliases", "multi_label", "ordered", "scale", "source")
 
 
 def from_mapping(content: Mapping[Any, Any], where: str) -> LabelSpace:
@@ -133,6 +159,7 @@ def from_mapping(content: Mapping[Any, Any], where: str) -> LabelSpace:
             for it}, may be left out; `multi_label`, whether a face may have several of the labels
             (false if left out); `ordered`, whether the labels are listed from the lowest to the
             highest step of a scale (false if left out); `source`, where the labels come from.
+            `scale` instead of labels, aliases, multi_label and ordered: see `scales.from_mapping`.
         where: What messages call the file.
 
     Raises:
@@ -153,6 +180,8 @@ def from_mapping(content: Mapping[Any, Any], where: str) -> LabelSpace:
             f"{where}: field is {content['field']!r}: use one of {', '.join(FIELDS)}, or context "
             "for labels that fit none of the others"
         )
+    if "scale" in content:
+        return _scale_space(content, where)
     for key in ("multi_label", "ordered"):
         if not isinstance(content.get(key, False), bool):
             raise UserError(f"{where}: {key} is {content[key]!r}, use true or false")
@@ -170,6 +199,23 @@ def from_mapping(content: Mapping[Any, Any], where: str) -> LabelSpace:
     )
     _check(space, where)
     return space
+
+
+def _scale_space(content: Mapping[Any, Any], where: str) -> LabelSpace:
+    """The label space of a scale, from the content of its file."""
+    if other := [key for key in ("labels", "aliases", "multi_label", "ordered") if key in content]:
+        raise UserError(
+            f"{where} has scale and {other[0]}: a scale of numbers has neither labels nor aliases, "
+            "leave one of the two out"
+        )
+    if content["field"] != "context":
+        raise UserError(
+            f"{where}: field is {content['field']!r}, but a scale has field: context, which holds "
+            "the ratings"
+        )
+    scale = scales.from_mapping(content["scale"], where)
+    id, field, source = (content[key] for key in ("id", "field", "source"))
+    return LabelSpace(id, field, scale.labels, {}, source, ordered=True, scale=scale)
 
 
 def _aliases(aliases: Any, labels: tuple[str, ...], where: str) -> dict[str, str]:
@@ -235,7 +281,7 @@ def read(path: str | Path) -> LabelSpace:
     """
     path = Path(path).expanduser()
     content = read_yaml(path, "the label space")
-    if "labels" in content or "label_space" not in content:
+    if "labels" in content or "scale" in content or "label_space" not in content:
         return _resolve_built_in(from_mapping(content, str(path)), str(path))
     value = content["label_space"]
     if is_yaml(value):  # read here, as a file that names itself would be read without end

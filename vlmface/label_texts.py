@@ -200,6 +200,7 @@ def read(path: Path, *, trusted: bool = True) -> LabelTexts:
         )
     texts = config.from_dict(LabelTexts, content, where=str(path))
     prompts.check_id(texts.id, path)
+    _check_words(texts.space, str(path))
     for name in ("words", "descriptions", "negatives"):
         for label, value in getattr(texts, name).items():
             _check_label(texts, name, label, value, path)
@@ -208,6 +209,16 @@ def read(path: Path, *, trusted: bool = True) -> LabelTexts:
             f"{path}: no text for {', '.join(bare)}: add templates, or descriptions of each label"
         )
     return texts
+
+
+def _check_words(space: label_spaces.LabelSpace, where: str) -> None:
+    """Refuse a scale of numbers, which no text describes. Raises UserError."""
+    if space.scale is not None:
+        raise UserError(
+            f"{where}: {space.id} is a scale of numbers, and a CLIP compares pictures with words: "
+            "train a model that writes numbers, `vlmface train sft_labels`, or make the numbers "
+            "ordered labels (`ordered: true`)"
+        )
 
 
 def _check_label(texts: LabelTexts, name: str, label: str, value: Any, path: Path) -> None:
@@ -262,7 +273,11 @@ def generate(space: label_spaces.LabelSpace) -> LabelTexts:
 
     Args:
         space: What may be answered.
+
+    Raises:
+        UserError: It is a scale of numbers.
     """
+    _check_words(space, "the texts of a CLIP's labels")
     words = {
         label: word for label in space.labels if (word := _word(space, label)) != label.lower()
     }

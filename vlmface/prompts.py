@@ -115,7 +115,7 @@ class Prompt:
 
     def _fill(self, text: str, evidence: str | None) -> str:
         values: dict[str, str | None] = {
-            "candidates": ", ".join(self.order or self.space.labels),
+            "candidates": ", ".join(self.order) if self.order else self.space.candidates,
             "au_definitions": "\n".join(
                 f"{facs.name(au)} {facs.AUS[au].name}: {facs.AUS[au].cue}."
                 for au in facs.DEFINED_AUS
@@ -144,7 +144,7 @@ class Prompt:
         UserError where the words would not fit."""
         if space == self.space:
             return self
-        alike = (space.field, space.multi_label) == (self.space.field, self.space.multi_label)
+        alike = _kind(space) == _kind(self.space)
         if not alike or "{candidates}" not in f"{self.system} {self.user}":
             raise UserError(
                 f"prompt {self.id} asks for {self.space.field} out of {self.space.id}, and "
@@ -154,6 +154,8 @@ class Prompt:
 
     def with_label_order(self, order: Sequence[str]) -> Prompt:
         """The same prompt with its candidates in another order."""
+        if self.space.scale is not None:
+            raise UserError(f"{self.space.id} is a scale of numbers, which have no other order")
         if sorted(order) != sorted(self.space.labels):
             raise UserError(
                 f"the order {', '.join(order)} should hold each label of {self.space.id} once"
@@ -208,7 +210,7 @@ class Prompt:
             value = getattr(sample, self.space.field)
             raise UserError(
                 f"sample {sample.id!r} has {self.space.field} {value!r}, which is not in label "
-                f"space {self.space.id!r} ({', '.join(self.space.labels)}): leave the sample out "
+                f"space {self.space.id!r} ({self.space.candidates}): leave the sample out "
                 "or use a prompt with another label space"
             )
         if self.has_rationale and not (sample.rationale or "").strip():
@@ -225,6 +227,11 @@ class Prompt:
                 f"{self.format!r} (read back as {read.status}): take tags and headings out of it"
             )
         return text
+
+
+def _kind(space: label_spaces.LabelSpace) -> tuple[str, bool, bool]:
+    """What the words of a prompt depend on, of a label space."""
+    return space.field, space.multi_label, space.scale is not None
 
 
 def check_images(prompts: Sequence[Prompt], views: int, frames: int) -> None:
@@ -266,6 +273,11 @@ GENERATED = ("label", "rationale", "au_rationale")
 after the action units."""
 
 
+def _rated(name: str) -> str:
+    """What is rated of a person, for a question."""
+    return f"the {name} of the person" if name else "the person"
+
+
 def generate(name: str, space: label_spaces.LabelSpace) -> Prompt:
     """The prompt of a name in GENERATED for a label space.
 
@@ -277,13 +289,17 @@ def generate(name: str, space: label_spaces.LabelSpace) -> Prompt:
     """
     question = _SEVERAL if space.multi_label else _QUESTIONS[space.field]
     quantifier = "all that apply of" if space.multi_label else "one of"
+    choice, listed = f"{quantifier} {{candidates}}", f"{quantifier}: {{candidates}}"
+    if space.scale is not None:
+        question = f"How would you rate {_rated(space.scale.name)} in the image?"
+        choice = listed = "{candidates}"
     if name == "label":
         format = "labels" if space.multi_label else "label"
-        user = f"{question} Answer with {quantifier}: {{candidates}}."
+        user = f"{question} Answer with {listed}."
     else:
         format = "think_labels" if space.multi_label else "think_answer"
         steps = _UNITS if name == "au_rationale" else f"{question} {_TEXT}"
-        user = f"{steps}\nThen give {quantifier} {{candidates}} inside <answer></answer>."
+        user = f"{steps}\nThen give {choice} inside <answer></answer>."
     return Prompt(
         id=f"{name}_{space.id}"[: label_spaces.LONGEST_ID],
         version=1,

@@ -38,7 +38,8 @@ class FaceSample:
     `aus` lists the annotated AUs only (None: no AU was annotated). `label_votes` are counts or
     probabilities >= 0 of the words of any label space, and of words such as other, unknown and
     no_face (`label_votes.distribution` turns them into a distribution). `age_group`, `gender`,
-    `race` and `context` keep the data set's own words. `rationale_saw_label`: the writer of the
+    `race` and `context` keep the data set's own words, `context` also the number of a rating as
+    text. `rationale_saw_label`: the writer of the
     rationale was told the labels, so it is not evidence of what the face alone shows."""
 
     id: str
@@ -123,8 +124,12 @@ class FaceSample:
             return (space.age_group_of(self.age),)
         value = getattr(self, space.field)
         words = value if isinstance(value, list) else [value]
-        labels = {space.match(word) for word in words if word}
-        return tuple(label for label in space.labels if label in labels)
+        return space.labels_of(word for word in words if word)
+
+    def value(self, space: label_spaces.LabelSpace) -> float | None:
+        """The sample's exact number on the scale of a label space; None without one, and for a
+        space of words."""
+        return None if space.scale is None else space.scale.value_of(self.context or ())
 
     def annotated_aus(self) -> tuple[int, ...]:
         """The AUs that were coded, present or not, sorted; () if none was."""

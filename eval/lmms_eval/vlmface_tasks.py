@@ -143,15 +143,17 @@ def figures(benchmark: benchmarks.Benchmark, prompt: Prompt) -> dict[str, Figure
     text alone, and `valid`, the share of answers that could be read.
 
     `accuracy`, `uar` and `f1_macro` of the emotion, `gender_accuracy`, ... of anything else,
-    `labels_f1_macro`, ... where a face has several labels, `au_f1_macro` and `au_f1_micro`, and the
-    metrics that the benchmark's file names.
+    `context_mae`, ... of a scale, `labels_f1_macro`, ... where a face has several labels,
+    `au_f1_macro` and `au_f1_micro`, and the metrics that the benchmark's file names.
     """
     blocks: list[tuple[Kind, str, tuple[str, ...]]] = []
     if prompt.multi_label:
         blocks.append(("labels", PREFIXES["labels"], ("labels",)))
     elif benchmark.spaces:
         field = prompt.space.field
-        if field == "emotion":
+        if prompt.space.scale is not None:
+            blocks.append(("scale", f"{field}_", ("scale", field)))
+        elif field == "emotion":
             blocks.append(("emotion", "", ("emotion",)))
         else:
             blocks.append(("attributes", f"{field}_", ("attributes", field)))
@@ -194,7 +196,8 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
 
 def _score(line: Mapping[str, Any], prompt: Prompt, metric: Metric | None) -> float | None:
     """The answer's own score, of a metric that is a share of answers."""
-    if metric is None or metric.share is None or prompt.multi_label:
+    is_label = not (prompt.multi_label or prompt.space.scale is not None)
+    if metric is None or metric.share is None or not is_label:
         return None
     if metrics.truth(line, prompt.space) is None:
         return None

@@ -15,6 +15,10 @@ labels, each once, in any order; lenient a list in other letters or with other s
 between filler words ("The person feels engagement and happiness"). If the list contains a word that
 is not a label, a negation, an "or" or a question, no label counts, because the intended ones could
 only be guessed.
+
+Of a scale of numbers, strict is a number at a step as the prompt lists them, lenient one in another
+notation ("7/10", "7,5") or between two steps, which counts as the nearest step (see
+`number_statements`). A number outside the range is none.
 """
 
 from __future__ import annotations
@@ -23,11 +27,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlmface.answers import au_mentions
+from vlmface.answers import au_mentions, number_statements
 from vlmface.answers.au_numbers import normalise_characters
 from vlmface.answers.label_statements import decide, decide_multi_label, label_list
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
+from vlmface.scales import Scale
 
 FORMATS = ("think_answer", "three_part", "label", "labels", "think_labels")
 MULTI_LABEL_FORMATS = ("labels", "think_labels")
@@ -46,6 +51,7 @@ class Answer:
         negated_aus: action units that the text denies, sorted; none of them is in `aus`.
         labels: in the order of their space; () unless `status` is strict or lenient. Several of
             them only in MULTI_LABEL_FORMATS.
+        scale: of which the label is a number; None for labels that are words.
     """
 
     label: str | None
@@ -54,10 +60,16 @@ class Answer:
     rationale: str
     negated_aus: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
+    scale: Scale | None = None
 
     def __post_init__(self) -> None:
         if self.label is not None and not self.labels:
             object.__setattr__(self, "labels", (self.label,))
+
+    @property
+    def value(self) -> float | None:
+        """The label as a number of a scale; None without one."""
+        return None if self.scale is None or self.label is None else float(self.label)
 
     @property
     def text_labels(self) -> str | None:
@@ -185,7 +197,7 @@ def parse(text: str, space: LabelSpace, format: str) -> Answer:
     present, negated = mentioned_aus(text)
     ordered = tuple(label for label in space.labels if label in labels)
     label = ordered[0] if len(ordered) == 1 else None
-    return Answer(label, present, status, rationale.strip(), negated, ordered)
+    return Answer(label, present, status, rationale.strip(), negated, ordered, space.scale)
 
 
 def matches_format(text: str, space: LabelSpace, format: str) -> bool:
@@ -196,7 +208,8 @@ def matches_format(text: str, space: LabelSpace, format: str) -> bool:
 
 def _lenient(text: str, space: LabelSpace, multi_label: bool) -> tuple[set[str], str, str]:
     """(labels, status, rationale)."""
-    read_labels = decide_multi_label if multi_label else decide
+    decide_one = decide if space.scale is None else number_statements.decide
+    read_labels = decide_multi_label if multi_label else decide_one
     rationale, answers, outside = split_tags(text)
     before, *concluded = _CONCLUSION.split(outside)
     if not answers and any(part.strip() for part in concluded):

@@ -15,7 +15,7 @@ import regex
 from vlmface.answers import notations
 from vlmface.label_spaces import WORD_CHARACTERS, LabelSpace, normalise
 
-_REFUSAL = re.compile(
+REFUSAL = re.compile(
     r"\b(?:can\s?not|can'?t|could\s+not|couldn'?t|unable\s+to|not\s+able\s+to|won'?t|will\s+not"
     r"|(?:not\s+|im)possible\s+to|(?:difficult|hard)\s+to)\s+(?:\w+\s+)?"
     r"(?:determine|identify|tell|recogni[sz]e|say|assess|answer|provide|infer|analy[sz]e|help"
@@ -26,19 +26,20 @@ _REFUSAL = re.compile(
 )
 
 
-def _words(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """The words of a list that spaces separate."""
     return frozenset(text.split())
 
 
 # Words between two words for one label: "happy, i.e. happiness", "anger or rage".
-_EQUATING = _words("i e g that is or and namely also called aka eg ie even")
+_EQUATING = word_set("i e g that is or and namely also called aka eg ie even")
 # Words that may stand around a label without changing what is stated.
-_MARKERS = _words(
+_MARKERS = word_set(
     "is are was be looks look appears appear seems seem feels feel feeling shows showing expresses"
     " expressing conveys conveying displays displaying suggests indicates emotion emotions"
     " expression label answer conclusion prediction class category"
 )
-_FILLERS = _MARKERS | _words(
+_FILLERS = _MARKERS | word_set(
     "the a an of in to as this that it it's its he he's she she's they their his her i my being"
     " person person's man man's woman woman's individual individual's subject subject's face face's"
     " facial emotional state image picture photo shown depicted here final primary predominant"
@@ -46,10 +47,10 @@ _FILLERS = _MARKERS | _words(
     " one sense think believe best described classified identified recognized predicted detected"
     " assistant boxed text json"
 )
-_NEGATORS = _words("not no nor neither never without than instead non")
-_REFUTING = _words("rather instead of than and but")
-_DENIALS = _words("false wrong incorrect untrue")
-_BETWEEN = _words("a an the any be being feeling showing really of signs sign expression")
+NEGATORS = word_set("not no nor neither never without than instead non")
+_REFUTING = word_set("rather instead of than and but")
+DENIALS = word_set("false wrong incorrect untrue")
+_BETWEEN = word_set("a an the any be being feeling showing really of signs sign expression")
 _WORD = regex.compile(rf"[{WORD_CHARACTERS}]+(?:[-\u2013'][{WORD_CHARACTERS}]+)*")
 
 
@@ -75,7 +76,7 @@ def decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
     whole = space.match(text)
     if whole and "?" not in text:
         return {whole}, "lenient"
-    refusal = _REFUSAL.search(text)
+    refusal = REFUSAL.search(text)
     if refusal and _HEDGE.match(refusal[0]):
         unhedged = _without_hedge(text)
         labels, status = (
@@ -92,7 +93,7 @@ def decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
 def _without_hedge(text: str) -> str:
     """The text without the clauses that call the question hard."""
     clauses = re.split(r"(?i)(?<=[.!?;,\n])|\bbut\b", text)
-    return " ".join(clause for clause in clauses if not _REFUSAL.search(clause))
+    return " ".join(clause for clause in clauses if not REFUSAL.search(clause))
 
 
 def _decide_marked(text: str, space: LabelSpace) -> tuple[set[str], str]:
@@ -127,7 +128,7 @@ def _decide_statement(text: str, space: LabelSpace) -> tuple[set[str], str]:
         mentioned.update(labels)
         negated.update(refuted)
         # "The person is happy. That is wrong.", "happy, not"
-        denied = denied or bool(_DENIALS & set(others)) or _NEGATORS.issuperset(words)
+        denied = denied or bool(DENIALS & set(others)) or NEGATORS.issuperset(words)
         plain = not question and _is_plain(others, labels, refuted)
         if len(set(labels)) == 1 and plain and (_MARKERS & set(others) or alone):
             stated.add(labels[0])
@@ -159,7 +160,7 @@ def _is_plain(others: Sequence[str], labels: Sequence[str], refuted: Sequence[st
     if len(labels) > 1 or not labels:
         allowed = allowed | _EQUATING
     if refuted:
-        allowed = allowed | _NEGATORS | _REFUTING
+        allowed = allowed | NEGATORS | _REFUTING
     return all(word in allowed for word in others)
 
 
@@ -167,7 +168,7 @@ def _is_plain(others: Sequence[str], labels: Sequence[str], refuted: Sequence[st
 _DIVIDERS = re.compile(r"(?i)[,;&+|\n]|\band\b")
 _ITEM = re.compile(r"^\s*(?:[-*\u2022]|\(?(?:\d{1,2}|[a-z])[.)])\s+")
 # Fewer words than of _FILLERS: "one of these: anger, fear" and "most likely anger" state no list.
-_AROUND_A_LIST = _words(
+_AROUND_A_LIST = word_set(
     "is are looks look appears appear seems seem feels feel feeling shows showing expresses"
     " expressing conveys conveying displays displaying emotion emotions category categories label"
     " labels answer answers the a an this these that he she they it his her their person person's"
@@ -182,7 +183,7 @@ def decide_multi_label(text: str, space: LabelSpace) -> tuple[set[str], str]:
         return set(), "ambiguous" if _all_labels(text, space) else "none"
     if whole := label_list(text, space):
         return whole, "lenient"
-    if _REFUSAL.search(text):
+    if REFUSAL.search(text):
         return set(), "refused"
     stated: set[str] = set()
     plain = "?" not in text
@@ -224,7 +225,7 @@ def _read_clause(
             others.append(word)
             continue
         before = [w for w in others if w not in _BETWEEN]
-        no = bool(before) and (before[-1] in _NEGATORS or before[-1].endswith("n't"))
+        no = bool(before) and (before[-1] in NEGATORS or before[-1].endswith("n't"))
         if refuted and not labels and not no:  # "not anger surprise": refuted too, or stated?
             others.append("?")
         (refuted if no else labels).append(word[0])

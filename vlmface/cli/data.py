@@ -20,7 +20,10 @@ def add_synth(commands: Commands) -> None:
         "synth", help="render labelled faces, scenes or clips and draw them on a contact sheet"
     )
     synth.add_argument(
-        "--dataset", default="synth", help="synth (faces, the default), synth_scenes or synth_clips"
+        "--dataset",
+        default="synth",
+        help="synth (faces, the default), synth_v2 (more like photographs), synth_scenes or "
+        "synth_clips",
     )
     option(synth, "--n", Count, default=64, help="number of them")
     synth.add_argument("--sheet", type=Path, default=Path("sheet.png"), help="picture to write")
@@ -181,6 +184,12 @@ def _add_init(tools: Commands) -> None:
         default=[],
         metavar="LABEL",
         help="the labels are steps of a scale: name them, the lowest first",
+    )
+    init.add_argument(
+        "--scale",
+        metavar="COLUMN=MIN:MAX[:STEP]",
+        help="the labels are ratings on a scale of numbers, such as engagement=0:10 (default: "
+        "guessed; without COLUMN: of the label or the raters)",
     )
     init.add_argument(
         "--multi-label", action="store_true", help="a face may have several of the labels"

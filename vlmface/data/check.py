@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vlmface import data
-from vlmface.data import check_file
+from vlmface.data import check_file, check_ratings
 from vlmface.data.crop_cache import person_box
 from vlmface.data.crops import valid_box
 from vlmface.data.dataset_file import DatasetFile
@@ -30,6 +31,7 @@ from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.rows import Rows, resolve_image_paths
 from vlmface.data.sources import Source, content_digest, image_sources, map_in_threads, read_content
 from vlmface.errors import UserError
+from vlmface.scales import Scale
 from vlmface.schema import FaceSample
 from vlmface.utils import contact_sheet, files
 from vlmface.utils.images import open_image
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 WORDS = ("emotion", "age_group", "gender", "race")  # fields that hold one word
 NUMBERS = ("age", "valence", "arousal")
 PER_CLASS = 8  # faces on the sheet
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 @dataclass
@@ -98,6 +101,7 @@ def check(
     parts, errors = _read(name, root, splits or data.splits_of(name, root, **protocol), protocol)
     looks = _look_at_all(parts, workers)
     published = _published(module, protocol)
+    scale = module.label_space.scale if isinstance(module, DatasetFile) else None
     folder = None if root is None else Path(root).expanduser()
     if folder is not None and folder.is_file():
         folder = folder.parent
@@ -105,7 +109,7 @@ def check(
         "name": name,
         "title": data.describe(name)["title"],
         "options": protocol,
-        "splits": {p.split: _holds(p, looks, published.get(p.split, {})) for p in parts},
+        "splits": {p.split: _holds(p, looks, published.get(p.split, {}), scale) for p in parts},
         "unreadable": {
             _short(source, folder): look.fault for source, look in looks.items() if look.fault
         },
@@ -119,7 +123,7 @@ def check(
         _judge_file(report, module, parts, looks)
     if output is not None:
         field = module.label_space.field if isinstance(module, DatasetFile) else None
-        picture = _draw(parts, looks, field)
+        picture = _draw(parts, looks, field, scale)
         if picture is not None:
             contact_sheet.write(Path(output) / "sheet.png", picture)
         text = json.dumps(report, indent=1, ensure_ascii=False, default=str)
@@ -239,9 +243,12 @@ def _shared_subjects(parts: list[SplitData]) -> dict[str, list[str]]:
 
 
 def _holds(
-    part: SplitData, looks: dict[Source, ImageCheck], published: dict[str, int]
+    part: SplitData,
+    looks: dict[Source, ImageCheck],
+    published: dict[str, int],
+    scale: Scale | None,
 ) -> dict[str, Any]:
-    """The counts of a split, as in check.json."""
+    """The counts of a split, as in check.json; numbers of a scale in bins."""
     rows = part.rows
     units = rows["aus"]
     present = (label["au"] for row in units for label in row or () if label["present"])
@@ -250,9 +257,13 @@ def _holds(
         "context": _histogram(word for words in rows["context"] for word in words or ()),
         "aus": {f"AU{au}": n for au, n in sorted(Counter(present).items())},
     }
+    numbers = {name: sorted(v for v in rows[name] if v is not None) for name in NUMBERS}
+    if scale is not None:
+        ratings = check_file.ratings_of(rows, scale)
+        labels["context"] = check_ratings.histogram(ratings, scale)
+        numbers["context"] = sorted(value for value in ratings if value is not None)
     if labels["aus"] and (unlabelled := sum(row is None for row in units)):
         labels["aus"]["(none)"] = unlabelled
-    numbers = {name: sorted(v for v in rows[name] if v is not None) for name in NUMBERS}
     every = list(dict.fromkeys(source for row in part.pictures for source in row))
     sizes = Counter(size for source in every if (size := looks[source].size))
     return {
@@ -440,7 +451,7 @@ def format_report(report: dict[str, Any]) -> str:
             lines.append([name, *[""] * len(holds)])
         for label in sorted(labels, key=_order):
             counts(f"  {label}", label, [table.get(label, 0) for table in tables])
-    for name in NUMBERS:
+    for name in (*NUMBERS, "context"):
         ranges = [h["numbers"].get(name) or {} for h in holds]
         formatted = [", ".join(f"{r[key]:.3g}" for key in list(r)[1:]) for r in ranges]
         cells(f"{name} (min, median, max)", formatted)
@@ -474,17 +485,20 @@ def _faces_line(faces: Mapping[str, Any] | None) -> str:
     )
 
 
-def _order(label: str) -> tuple[bool, int, str]:
-    """AUs by number, other labels by name, "(none)" last."""
-    unit = label.removeprefix("AU")
-    return label == "(none)", int(unit) if unit.isdigit() else 0, label
+def _order(label: str) -> tuple[bool, float, str]:
+    """AUs and numbers by their number, other labels by name, "(none)" last."""
+    number = _NUMBER.match(label.removeprefix("AU"))
+    return label == "(none)", float(number[0]) if number else 0.0, label
 
 
 # --- the sheet ------------------------------------------------------------------------------------
 
 
 def _draw(
-    parts: list[SplitData], looks: dict[Source, ImageCheck], field: str | None
+    parts: list[SplitData],
+    looks: dict[Source, ImageCheck],
+    field: str | None,
+    scale: Scale | None,
 ) -> Image.Image | None:
     """A few faces of each class, the classes line by line, with the number of each; None if no
     picture can be read.
@@ -493,6 +507,7 @@ def _draw(
         parts: The splits.
         looks: Each picture, checked.
         field: Where the labels are; None: the first of WORDS that is annotated.
+        scale: That the labels are numbers on, whose bins are the classes; None for words.
     """
     fields = WORDS if field is None else (field,)
     by = next((n for n in fields if any(any(p.rows[n]) for p in parts)), None)
@@ -502,24 +517,30 @@ def _draw(
         for row, (value, pictures) in enumerate(zip(labels, part.pictures, strict=True)):
             if pictures and looks[pictures[len(pictures) // 2]].size:
                 words = value if isinstance(value, list) else [value]
+                if scale is not None:
+                    rating = scale.value_of(word for word in words if word)
+                    words = [None if rating is None else check_ratings.bin_of(rating, scale)]
                 for label in words or [None]:
                     classes[label].append((part, row))
     most = PER_CLASS if by else PER_CLASS**2
     examples = {
         label: random.Random(0).sample(classes[label], min(most, len(classes[label])))
-        for label in sorted(classes, key=lambda word: (word is None, word))
+        for label in sorted(classes, key=lambda word: (word is None, _order(word or "")))
     }
     columns = min(PER_CLASS, max(map(len, examples.values()), default=0))
     tiles: list[contact_sheet.Tile | None] = []
     for label, rows in examples.items():
         title = f"{label or 'no label'} ({len(classes[label]):,})" if by else None
-        tiles += [_tile(part, row, by, title) for part, row in rows]
+        tiles += [_tile(part, row, by, title, scale is not None) for part, row in rows]
         tiles += [None] * (-len(tiles) % columns)
     return contact_sheet.draw(tiles, columns) if tiles else None
 
 
-def _tile(part: SplitData, row: int, by: str | None, title: str | None) -> contact_sheet.Tile:
-    """A face with its labels but those of the field `by`, which are in its title."""
+def _tile(
+    part: SplitData, row: int, by: str | None, title: str | None, is_rated: bool
+) -> contact_sheet.Tile:
+    """A face with its labels but those of the field `by`, which are in its title; of a rated face
+    the exact number, too."""
     sample = FaceSample.from_row(part.rows.remove_columns(["image", "frames"])[row])
     pictures = part.pictures[row]
     image = open_image(pictures[len(pictures) // 2])
@@ -532,7 +553,7 @@ def _tile(part: SplitData, row: int, by: str | None, title: str | None) -> conta
         "gender": sample.gender,
         "race": sample.race,
     }
-    context = [] if by == "context" else sample.context or []
+    context = [] if by == "context" and not is_rated else sample.context or []
     words = [word for name, word in attributes.items() if name != by and word] + context
     lines = [", ".join(words)] if words else []
     if sample.valence is not None and sample.arousal is not None:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from vlmface.data import check_ratings
 from vlmface.data.dataset_file import DatasetFile, row_labels
 from vlmface.data.sources import Source
 from vlmface.errors import UserError
+from vlmface.scales import Scale
 from vlmface.utils.images import open_image
 
 if TYPE_CHECKING:
@@ -45,6 +47,12 @@ def label_warnings(file: DatasetFile, splits: Mapping[str, datasets.Dataset]) ->
         splits: {split: its rows}.
     """
     findings, space = [], file.label_space
+    if space.scale is not None:
+        return check_ratings.warnings_of(
+            {split: ratings_of(rows, space.scale) for split, rows in splits.items()},
+            space.scale,
+            space.id,
+        )
     for split, rows in splits.items():
         labels = row_labels(rows, space)
         counts = Counter(label for row in labels for label in row)
@@ -66,6 +74,11 @@ def label_warnings(file: DatasetFile, splits: Mapping[str, datasets.Dataset]) ->
                 "of each label are trained on with --balance_by labels"
             )
     return findings
+
+
+def ratings_of(rows: datasets.Dataset, scale: Scale) -> list[float | None]:
+    """The exact number of each row on a scale."""
+    return [scale.value_of(words or ()) for words in rows["context"][:]]
 
 
 def people_warnings(file: DatasetFile, splits: Mapping[str, datasets.Dataset]) -> list[str]:

@@ -222,7 +222,11 @@ class DatasetFile:
                 f"{self.path}: {len(rows)} rows show {len(set(groups))} {units}, too few for the "
                 f"splits {', '.join(shares)}: add data, or leave validation out of splits"
             )
-        rare = {} if self.label_space.multi_label else splits.rare_labels(groups, labels)
+        scale = self.label_space.scale
+        if scale is not None:  # steps are not classes: low and high numbers are in each part
+            labels = splits.thirds([scale.value_of(x or ()) for x in column(rows, "context")])
+        is_class = scale is None and not self.label_space.multi_label
+        rare = splits.rare_labels(groups, labels) if is_class else {}
         if "test" in shares and rare:
             label, row = next(iter(rare.items()))
             single = {"subject": "person", "image": "picture", "video": "video"}[by]
@@ -376,8 +380,7 @@ def row_labels(rows: Rows | datasets.Dataset, space: LabelSpace) -> list[tuple[s
             labels_of_rows.append((space.age_group_of(age),))
             continue
         words = value if isinstance(value, list | tuple) else [value]
-        labels = {space.match(word) for word in words if word}
-        labels_of_rows.append(tuple(label for label in space.labels if label in labels))
+        labels_of_rows.append(space.labels_of(word for word in words if word))
     return labels_of_rows
 
 

@@ -79,7 +79,7 @@ class Record:
             space = label_spaces.space(space)
         label = match_label(space, self.text(name))
         if label is None:
-            self.refuse(name, f"one of {', '.join(space.labels)}")
+            self.refuse(name, f"one of {space.candidates}")
         return label
 
     def units(self, name: str) -> set[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,6 +147,16 @@ def rare_labels(groups: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[
             holders[word].add(group)
             first.setdefault(word, row)
     return {word: first[word] for word in holders if len(holders[word]) == 1}
+
+
+def thirds(values: Sequence[float | None]) -> list[tuple[str, ...]]:
+    """Which third of the numbers each of them belongs to, as labels for `assign`; () for None.
+    Equal numbers are in one third."""
+    numbers = sorted(value for value in values if value is not None)
+    return [
+        () if value is None else (str(3 * bisect_left(numbers, value) // len(numbers)),)
+        for value in values
+    ]
 
 
 def picture_groups(ids: Sequence[str], pictures: Sequence[Sequence[Source]]) -> list[str]:

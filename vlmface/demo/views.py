@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlmface.demo.face_detection import Face
     from vlmface.demo.model_choices import ModelCard
     from vlmface.infer.face_report import FaceReport
+    from vlmface.infer.prediction import Prediction
 
 DEFAULT_LIMITATIONS = (
     "An expression is not proof of what a person feels. Other limitations of this model are not "
@@ -183,7 +184,8 @@ def answer(
         notes = [*notes, f"Measured in the picture, for the prompt: {report.evidence}."]
     values = {
         "heading": heading,
-        "label": primary.answer.text_labels,
+        "label": primary.label_text,
+        "expected": primary.expected,
         "has_prediction": report.has_prediction,
         "labels": primary.answer.labels,
         "probability": _probability(report, None),
@@ -193,12 +195,12 @@ def answer(
         "unsure": _unsure(report),
         "notes": notes,
         "rationale": text_spans(report.rationale, primary.answer.negated_aus),
-        "probabilities": list(primary.probabilities.items()) if primary.probabilities else None,
+        "probabilities": _label_probabilities(primary),
         "shows_units": bool(report.rationale or report.aus),
         "units": _units(report.aus),
         "attributes": [
-            (task.replace("_", " "), label, _probability(report, task))
-            for task, label in report.attributes.items()
+            (task.replace("_", " "), report.answers[task].label_text, _probability(report, task))
+            for task in report.attributes
             if report.answers[task] is not primary and report.has_prediction
         ],
         "limitations": report.limitations or DEFAULT_LIMITATIONS,
@@ -212,8 +214,16 @@ def answer(
 def _probability(report: FaceReport, task: str | None) -> float | None:
     """The probability of a task's label (None: of the primary task)."""
     prediction = report.primary if task is None else report.answers[task]
-    label = prediction.answer.label
-    return prediction.probabilities[label] if prediction.probabilities and label else None
+    label, probabilities = prediction.answer.label, _label_probabilities(prediction)
+    return dict(probabilities)[label] if probabilities and label else None
+
+
+def _label_probabilities(prediction: Prediction) -> list[tuple[str, float]] | None:
+    """(label, probability) of each label; None if they are not known, and for a scale, of which the
+    expected number is shown."""
+    if not prediction.probabilities or prediction.answer.scale is not None:
+        return None
+    return list(prediction.probabilities.items())
 
 
 def _unsure(report: FaceReport) -> str | None:
@@ -239,7 +249,7 @@ def _task_answers(report: FaceReport, tasks: Sequence[str]) -> list[dict[str, An
         probability = _probability(report, task)
         entries.append(
             {
-                "label": report.answers[task].answer.text_labels,
+                "label": report.answers[task].label_text,
                 "probability": probability,
                 "unsure": (probability or 0) < CONFIDENT,
             }
@@ -363,19 +373,18 @@ def timeline(
         reports: A report on each.
     """
     predictions = [report.primary for report in reports]
-    with_probabilities = [p.probabilities for p in predictions if p.probabilities]
-    has_probabilities = bool(with_probabilities)
-    labels = list(
-        with_probabilities[0]
-        if has_probabilities
-        else dict.fromkeys(label for p in predictions for label in p.answer.labels)
-    )
+    tables = [_label_probabilities(prediction) for prediction in predictions]
+    known = next((dict(table) for table in tables if table), None)
+    predicted = dict.fromkeys(label for p in predictions for label in p.answer.labels)
+    if any(prediction.answer.scale for prediction in predictions):
+        predicted = dict.fromkeys(sorted(predicted, key=float))
+    labels = list(known or predicted)
     rows: list[dict[str, Any]] = []
     for label in labels:
         has_label = [label in prediction.answer.labels for prediction in predictions]
         probabilities = [
-            p.probabilities[label] if p.probabilities else float(is_chosen)
-            for p, is_chosen in zip(predictions, has_label, strict=True)
+            dict(table)[label] if table else float(is_chosen)
+            for table, is_chosen in zip(tables, has_label, strict=True)
         ]
         cells = list(zip(probabilities, has_label, strict=True))
         rows.append({"label": label, "cells": cells, "frames": sum(has_label)})
@@ -385,7 +394,7 @@ def timeline(
     ]
     without_face = [number for number, face in enumerate(faces, start=1) if face is None]
     counted = sorted((row for row in rows if row["frames"]), key=lambda row: -row["frames"])
-    return str(_template().timeline(rows, ticks, counted, has_probabilities, without_face))
+    return str(_template().timeline(rows, ticks, counted, known is not None, without_face))
 
 
 def au_comparison(

@@ -339,6 +339,9 @@ def prediction_record(
         "probabilities": probabilities,
         "latency_s": round(latency, 4),
     }
+    if (scale := prompt.space.scale) is not None:
+        record["value"] = None if answer.label is None else float(answer.label)
+        record["expected"] = scale.expected(probabilities) if probabilities else None
     if prompt.multi_label:
         record["labels"] = None if prediction is None else list(answer.labels)
     if prediction is not None and prediction.affect is not None:
@@ -477,6 +480,8 @@ def ground_truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
             further["labels"] = list(sample.labels(space)) or None
         elif space.field == "context":  # a list: the one label of this space in it
             attributes["context"] = sample.label(space)
+            if (value := sample.value(space)) is not None:
+                further["value"] = value
         elif space.field == "emotion":  # a word that is none stays, and is refused when scored
             emotion = sample.label(space) or emotion
         else:  # here too
@@ -501,7 +506,7 @@ def _votes(sample: FaceSample, benchmark: Benchmark) -> dict[str, dict[str, floa
     shares = {
         space.field: label_votes.distribution(sample.label_votes, space).probabilities
         for space in benchmark.spaces
-        if not space.multi_label
+        if not space.multi_label and space.scale is None
     }
     return {field: labels for field, labels in shares.items() if labels is not None}
 
@@ -534,7 +539,8 @@ def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write predictions.parquet, for data frames: the columns id, image, prompt, text, label,
     status, aus, latency_s; `true_emotion` and what else is annotated; `p_LABEL` and `ll_LABEL`,
     probability and log-likelihood of each label where they are known; `labels` and `true_labels`
-    where a face has several; `valence` and `arousal` where a model tells them."""
+    where a face has several; `value`, `expected` and `true_value` of a scale; `valence` and
+    `arousal` where a model tells them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -545,6 +551,9 @@ def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         true = entry["truth"]
         record["true_emotion"] = true["emotion"]
         record |= {f"true_{name}": value for name, value in true["attributes"].items()}
+        if "value" in entry:
+            values = {"value": entry["value"], "expected": entry["expected"]}
+            record |= values | {"true_value": true.get("value")}
         if "labels" in entry:
             record |= {"labels": entry["labels"], "true_labels": true["labels"]}
         record |= {f"true_{name}": value for name, value in true.get("affect", {}).items()}

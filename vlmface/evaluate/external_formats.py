@@ -15,6 +15,7 @@ Every item counts: one with an `error`, or without a text, is an answer that can
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ from vlmface.data.records import Record, check_choice, match_label, records, sho
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import metrics
+from vlmface.scales import number_text, read_number
 
 # How ExpLLM is asked for labels.
 EXPLLM_WORDS = (
@@ -150,6 +152,7 @@ def _prediction(item: Item, file_answers: Answers) -> dict[str, Any]:
         answer = answers.parse(
             item.text, space_in_words(file_answers.space, item.words), file_answers.format
         )
+    on_scale = {} if file_answers.space.scale is None else {"value": answer.value}
     return {
         "id": item.id,
         "image": item.image,
@@ -160,6 +163,7 @@ def _prediction(item: Item, file_answers: Answers) -> dict[str, Any]:
         "aus": list(answer.aus),
         "probabilities": None,
         "latency_s": None,
+        **on_scale,
     }
 
 
@@ -279,7 +283,8 @@ def _expllm(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, lis
 def _jsonl(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
     items = []
     for record in file_records:
-        if isinstance(record.fields.get("truth"), str):
+        is_number = space.scale is not None and isinstance(record.fields.get("truth"), int | float)
+        if isinstance(record.fields.get("truth"), str) or is_number:
             truth = _truth(space, _word(record, "truth", space))
         else:
             truth = _annotation(record, space)
@@ -341,13 +346,14 @@ def _stem(record: Record, name: str) -> str:
 
 
 def _word(record: Record, name: str, space: LabelSpace) -> str:
-    """The label of the space that a field names."""
+    """The label of the space that a field names, of a scale the exact number as text."""
+    value = record.fields.get(name)
+    if space.scale is not None and isinstance(value, int | float) and not isinstance(value, bool):
+        record = record.but(**{name: number_text(value) if math.isfinite(value) else str(value)})
     label = match_label(space, record.text(name))
     if label is None:
-        record.refuse(
-            name, f"one of {', '.join(space.labels)} ({space.id}; --label_space names another)"
-        )
-    return label
+        record.refuse(name, f"one of {space.candidates} ({space.id}; --label_space names another)")
+    return label if space.scale is None else record.text(name)
 
 
 def _truth(space: LabelSpace, label: str | None) -> dict[str, Any]:
@@ -358,6 +364,8 @@ def _truth(space: LabelSpace, label: str | None) -> dict[str, Any]:
 
 
 def _with_label(truth: dict[str, Any], space: LabelSpace, label: str | None) -> dict[str, Any]:
+    if space.scale is not None and label is not None:
+        truth["value"], label = read_number(label), space.match(label)
     if space.field == "emotion":
         truth["emotion"] = label
     else:
@@ -383,7 +391,10 @@ def _annotation(record: Record, space: LabelSpace) -> dict[str, Any]:
     truth = _truth(space, None)
     truth["attributes"] |= {name: about.optional(name) for name in ATTRIBUTES}
     holder, name = (inner, "emotion") if space.field == "emotion" else (about, space.field)
-    _with_label(truth, space, _word(holder, name, space) if holder.optional(name) else None)
+    if space.scale is not None:
+        _with_label(truth, space, _word(inner, "value", space) if inner.has("value") else None)
+    else:
+        _with_label(truth, space, _word(holder, name, space) if holder.optional(name) else None)
     if not inner.has("aus"):
         if inner.has("annotated_aus"):
             inner.refuse("aus", "the AUs that are present ([] if none is), as some are annotated")

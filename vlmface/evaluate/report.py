@@ -14,15 +14,17 @@ from vlmface.answers import join_labels
 from vlmface.data import people
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import tables, training_curves
-from vlmface.metrics import groups, multilabel
+from vlmface.evaluate import scatter, tables, training_curves
+from vlmface.metrics import groups, multilabel, ratings
 from vlmface.metrics import metrics as scoring
 from vlmface.metrics.metric import Metric, Row, ScoredBlock, of_kind, scored_blocks, with_built_in
+from vlmface.scales import number_text
 from vlmface.utils import html
 from vlmface.utils.files import atomic_write
 from vlmface.utils.images import data_uri
 
 FACES = 8  # of each kind, right and wrong
+NEAR = 0.1  # error of a number of a scale, as a share of its length, up to which it is called near
 REQUIRED = ("benchmark", "model", "n", "scoring", "parse", "wall_s", "peak_rss_gib")
 
 
@@ -115,7 +117,13 @@ def _faces_of(run_dir: Path, runs: Mapping[str, Any], images: Mapping[str, Any])
     """Faces with their answers, before training too where that was scored."""
     rows = _read_lines(run_dir / "predictions.jsonl")
     earlier = _read_lines(run_dir / "predictions_before.jsonl")
-    return {"faces": _faces(rows, earlier, images, list(runs.values())[-1])}
+    result = list(runs.values())[-1]
+    prompts = result.get("prompts") or [result]
+    spaces = [
+        label_spaces.of_results(result, prompt.get("label_space", "emotion8")) for prompt in prompts
+    ]
+    drawings = scatter.of_scales(result, spaces, rows)
+    return {"faces": _faces(rows, earlier, images, result), "scales": drawings}
 
 
 def _training(
@@ -369,7 +377,7 @@ def _faces(
         kind = [row for row in rows if _is_right(row, space_of(row), au_set) is right]
         rows_shown = _in_turn(
             [row for row in kind if row["id"] in images],
-            lambda row: _words(row, space_of(row))[0],
+            lambda row: _class_of(row, space_of(row)),
         )
         cards = [
             {
@@ -384,8 +392,20 @@ def _faces(
             }
             for row in rows_shown[:FACES]
         ]
-        groups.append({"right": right, "cards": cards, "of": len(kind)})
+        rated = bool(rows) and all(space_of(row).scale is not None for row in rows)
+        title = ("Near" if right else "Far") if rated else ("Right" if right else "Wrong")
+        groups.append(
+            {"right": right, "rated": rated, "title": title, "cards": cards, "of": len(kind)}
+        )
     return groups
+
+
+def _class_of(row: Row, space: label_spaces.LabelSpace) -> str | None:
+    """What faces are shown of in turn: the true label, or the fifth of the scale."""
+    if space.scale is None:
+        return _words(row, space)[0]
+    value, (low, high) = ratings.true_value(row, space), space.scale.limits
+    return None if value is None else str(int(4.999 * (value - low) / (high - low)))
 
 
 def _words(row: Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | None]:
@@ -393,15 +413,22 @@ def _words(row: Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | 
     if space.multi_label:
         true, predicted = multilabel.true_labels(row) or (), multilabel.predicted_labels(row)
         return join_labels(true) or None, join_labels(predicted) or None
+    if space.scale is not None:
+        value = ratings.true_value(row, space)
+        return None if value is None else number_text(value), scoring.answer(row)
     return scoring.truth(row, space), scoring.answer(row)
 
 
 def _is_right(row: Row, space: label_spaces.LabelSpace, au_set: Sequence[int]) -> bool | None:
-    """Whether the labels are right; without a true label, whether the AUs are; None if neither, or
-    if nothing was said."""
+    """Whether the labels are right, or a number of a scale near the truth; without a true label,
+    whether the AUs are; None if neither, or if nothing was said."""
     if space.multi_label and row.get("labels") is None:
         return None
     label, predicted = _words(row, space)
+    if space.scale is not None and label is not None:
+        low, high = space.scale.limits
+        value = ratings.predicted_value(row, space)
+        return value is not None and abs(value - float(label)) <= NEAR * (high - low)
     if label is not None:
         return predicted == label
     aus = scoring.true_aus(row, au_set)

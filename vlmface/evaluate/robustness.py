@@ -130,13 +130,14 @@ def measure(
 def _short(scores: Mapping[str, Any], benchmark: Benchmark) -> dict[str, Any]:
     """The headline scores of a metrics.json, those that the benchmark names, and the share of
     valid answers: {name of the metric: {"value", "ci95"}}."""
-    figures_shown = {}
+    figures_shown: dict[str, Any] = {}
     extra = benchmark.extra_metrics
     for block in scored_blocks(scores):
         for metric in of_kind(benchmark.all_metrics, block.kind):
             value = block.get(metric)
             if value is not None and (metric.headline or metric in extra):
-                figures_shown[metric.name] = {"value": value, "ci95": block.ci95(metric)}
+                entry = {"value": value, "ci95": block.ci95(metric)}
+                figures_shown.setdefault(metric.name, entry)  # of the first block that has it
     return figures_shown | {VALID.name: {"value": valid_share(scores), "ci95": None}}
 
 

@@ -207,7 +207,7 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
         "orders": [
             shuffling(arm, few, chosen_on, asking, settings)
             for arm in survivors
-            if settings.orders and benchmark.spaces
+            if settings.orders and benchmark.spaces and arm.prompt.space.scale is None
         ],
         "winner": winner,
         "verdict": verdict,

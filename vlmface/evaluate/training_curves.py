@@ -85,8 +85,14 @@ def _points(log: Sequence[Mapping[str, Any]], key: str, scale: float = 1) -> lis
 
 
 def _is_share(key: str, metrics: Mapping[str, Metric]) -> bool:
-    metric = metrics.get(key.removeprefix(_PREFIX))
+    metric = _metric_of(key.removeprefix(_PREFIX), metrics)
     return metric is None or metric.is_share
+
+
+def _metric_of(name: str, metrics: Mapping[str, Metric]) -> Metric | None:
+    """The metric of a name, or of that of a further block, such as arousal_ccc."""
+    endings = [end for end in metrics if name == end or name.endswith(f"_{end}")]
+    return metrics[max(endings, key=len)] if endings else None
 
 
 def _name(key: str, metrics: Mapping[str, Metric]) -> str:

@@ -99,12 +99,16 @@ class FaceReport:
 
     @property
     def is_confident(self) -> bool:
-        """Whether there is a valid answer about a face, and no other label is about as likely."""
+        """Whether there is a valid answer about a face, and no other label is about as likely. Of
+        the numbers of a scale, which are as likely as their neighbours, whether there is one."""
         if self.face_found is False:
             return False
         labels, probabilities = self.primary.answer.labels, self.primary.probabilities
+        is_number = self.primary.answer.scale is not None
         return bool(labels) and (
-            probabilities is None or all(probabilities[label] >= CONFIDENT for label in labels)
+            probabilities is None
+            or is_number
+            or all(probabilities[label] >= CONFIDENT for label in labels)
         )
 
     @property
@@ -118,8 +122,10 @@ class FaceReport:
         Returns:
             {"box", "face_found", "search_note", "scene_only", "is_confident", "evidence", "aus":
             [{"au", "name", "region"}], "rationale", "answers": {task: {"prompt", "label",
-            "probabilities", "status", "complete", "text", "latency_s"}}, "limitations"}. Several
-            labels of a face are one text, separated by commas.
+            "probabilities", "status", "complete", "text", "latency_s", "value", "range",
+            "expected"}}, "limitations"}. Several labels of a face are one text, separated by
+            commas. "value" (the number), "range" ([lowest, highest]) and "expected"
+            (`Prediction.expected`) are of answers on a scale, None for words.
         """
         return {
             "box": None if self.box is None else [round(float(x), 1) for x in self.box],
@@ -142,8 +148,17 @@ class FaceReport:
                     "complete": prediction.complete,
                     "text": prediction.text,
                     "latency_s": round(prediction.latency_s, 4),
+                    "value": prediction.answer.value,
+                    "range": _range(prediction),
+                    "expected": prediction.expected,
                 }
                 for task, prediction in self.answers.items()
             },
             "limitations": self.limitations,
         }
+
+
+def _range(prediction: Prediction) -> list[float] | None:
+    """The lowest and the highest number of an answer's scale; None for words."""
+    scale = prediction.answer.scale
+    return None if scale is None else list(scale.limits)

@@ -33,6 +33,19 @@ class Prediction:
     face_found: bool | None = None
     affect: dict[str, float] | None = None
 
+    @property
+    def expected(self) -> float | None:
+        """The mean of the numbers of a scale, weighted with their probabilities; None for labels
+        that are words, and without probabilities."""
+        scale = self.answer.scale
+        return scale.expected(self.probabilities) if scale and self.probabilities else None
+
+    @property
+    def label_text(self) -> str | None:
+        """The labels for people, a number with the range of its scale; None if there are none."""
+        text, scale = self.answer.text_labels, self.answer.scale
+        return text if text is None or scale is None else f"{text} ({scale.range_text})"
+
 
 # The result for an image without a face: no text, so no label.
 NO_PREDICTION = Prediction("", Answer(None, (), "none", ""), None, 0.0, False)

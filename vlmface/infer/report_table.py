@@ -39,18 +39,22 @@ def table_columns(prompts: Mapping[str, PromptLike]) -> list[str]:
 
     Args:
         prompts: {task: prompt}. A task has columns for its label, the label's probability and the
-            answer's status; `p_TASK_LABEL` is the probability of a label. `evidence` is that of
-            prompts which contain any.
+            answer's status; `p_TASK_LABEL` is the probability of a label, or, of a scale,
+            `TASK_expected` the number that the probabilities expect. `evidence`
+            is that of prompts which contain any.
     """
     answers = [f"{task}{part}" for task in prompts for part in ("", "_probability", "_status")]
-    labels = [f"p_{task}_{label}" for task, prompt in prompts.items() for label in _labels(prompt)]
+    labels = [name for task, prompt in prompts.items() for name in _further(task, prompt)]
     head = ["image", "face", "face_found", *BOX]
     texts = ["aus", "rationale", *(["evidence"] if uses_evidence(prompts.values()) else [])]
     return [*head, *answers, *texts, *labels, "search_note", "error", *SETTINGS]
 
 
-def _labels(prompt: PromptLike) -> tuple[str, ...]:
-    return prompt.space.labels
+def _further(task: str, prompt: PromptLike) -> list[str]:
+    """The columns about probabilities of a task."""
+    if prompt.space.scale is not None:
+        return [f"{task}_expected"]
+    return [f"p_{task}_{label}" for label in prompt.space.labels]
 
 
 def image_cell(name: str) -> str:
@@ -207,8 +211,12 @@ def _report_cells(report: FaceReport, prompts: Mapping[str, PromptLike]) -> Iter
     if uses_evidence(prompts.values()):
         yield report.evidence
     for task, prompt in prompts.items():
-        probabilities = report.answers[task].probabilities
-        yield from (_probability(probabilities, label) for label in _labels(prompt))
+        prediction = report.answers[task]
+        if prompt.space.scale is not None:
+            yield None if prediction.expected is None else round(prediction.expected, 4)
+            continue
+        probabilities = prediction.probabilities
+        yield from (_probability(probabilities, label) for label in prompt.space.labels)
     yield report.search_note
 
 

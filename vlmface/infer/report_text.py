@@ -35,7 +35,8 @@ def _lines(name: str, report: FaceReport) -> list[str]:
         primary = report.primary
         lines = [f"{printable(name)}: {_label(primary)}"]
         if primary.probabilities:
-            lines.append(f"  probabilities: {_top_labels(primary)}")
+            title = "probabilities: " if primary.expected is None else ""
+            lines.append(f"  {title}{_likely(primary)}")
         if report.aus:
             lines.append("  action units: " + ", ".join(facs.name(au) for au in report.aus))
         if report.evidence is not None:
@@ -44,7 +45,7 @@ def _lines(name: str, report: FaceReport) -> list[str]:
     else:
         lines = [f"{printable(name)}:"]
         for task, prediction in report.answers.items():
-            likely = f" ({_top_labels(prediction)})" if prediction.probabilities else ""
+            likely = f" ({_likely(prediction)})" if prediction.probabilities else ""
             lines.append(f"  {task.replace('_', ' ')}: {_label(prediction)}{likely}")
     if report.scene_only:
         lines.append("  no face was found in it: the scene alone was judged")
@@ -52,9 +53,12 @@ def _lines(name: str, report: FaceReport) -> list[str]:
 
 
 def _label(prediction: Prediction) -> str:
-    return prediction.answer.text_labels or f"no valid answer ({prediction.answer.status})"
+    return prediction.label_text or f"no valid answer ({prediction.answer.status})"
 
 
-def _top_labels(prediction: Prediction) -> str:
+def _likely(prediction: Prediction) -> str:
+    """The likeliest labels, or the expected number of a scale."""
+    if prediction.expected is not None:
+        return f"expected value {prediction.expected:.2f}"
     ranked = sorted((prediction.probabilities or {}).items(), key=lambda item: -item[1])
     return ", ".join(f"{label} {p:.2f}" for label, p in ranked[:3])

@@ -28,12 +28,13 @@ def calibration(
 
     Returns:
         {"n", each of the `metrics`, "bins", "reliability": [{"count", "confidence", "accuracy"},
-        ...] of each bin}; None without such rows, and where a face has several labels.
+        ...] of each bin}; None without such rows, where a face has several labels, and for a
+        scale, whose steps are not classes.
     """
     scored_rows = [
         row for row in rows if row.get("probabilities") and truth(row, space) is not None
     ]
-    if not scored_rows or space.multi_label:
+    if not scored_rows or space.multi_label or space.scale is not None:
         return None
     table = [
         [row["probabilities"].get(label, 0.0) for label in space.labels] for row in scored_rows

@@ -27,11 +27,19 @@ from vlmface.registry import Registry
 Row = Mapping[str, Any]  # a line of predictions.jsonl, see `metrics`
 
 Kind = Literal[
-    "emotion", "attributes", "labels", "au", "affect", "rationale", "calibration", "answers"
+    "emotion",
+    "attributes",
+    "scale",
+    "labels",
+    "au",
+    "affect",
+    "rationale",
+    "calibration",
+    "answers",
 ]
 """The block of metrics.json that has a metric: the emotion, each other label space of one label a
-face, several labels a face, action units, valence and arousal, the model's rationales, label
-probabilities, and the answers as a whole. The last two have no intervals."""
+face, numbers of a scale, several labels a face, action units, valence and arousal, the model's
+rationales, label probabilities, and the answers as a whole. The last two have no intervals."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Input = Literal["row", "sums", "weights", "probabilities"]
@@ -52,6 +60,7 @@ _RESERVED = {
     "no_ci95",
     "clusters",
     "answered",
+    "constant",
     "labels",
     "confusion",
     "per_class",
@@ -193,7 +202,10 @@ class Metric:
 
     def interval_text(self, ci95: Sequence[float] | None) -> str:
         """An interval as tables show it, "" without one."""
-        return "" if ci95 is None else "\N{EN DASH}".join(map(self.text, ci95))
+        if ci95 is None:
+            return ""
+        separator = " to " if ci95[0] < 0 else "\N{EN DASH}"
+        return separator.join(map(self.text, ci95))
 
     def difference_text(self, difference: float) -> str:
         """A difference of two values, with its sign."""
@@ -311,10 +323,11 @@ class ScoredBlock:
 
 
 def scored_blocks(scores: Mapping[str, Any]) -> Iterator[ScoredBlock]:
-    """The blocks that have intervals: emotion, each attribute, several labels a face, action units,
-    valence and arousal, rationales."""
+    """The blocks that have intervals: emotion, each attribute, scales, several labels a face,
+    action units, valence and arousal, rationales."""
     blocks: list[tuple[Kind, str, Any]] = [("emotion", "emotion", scores.get("emotion"))]
     blocks += [("attributes", *item) for item in (scores.get("attributes") or {}).items()]
+    blocks += [("scale", *item) for item in (scores.get("scale") or {}).items()]
     blocks.append(("labels", "labels that apply", scores.get("labels")))
     blocks.append(("au", "action units", scores.get("au")))
     blocks += [("affect", *item) for item in (scores.get("affect") or {}).items()]

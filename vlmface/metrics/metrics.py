@@ -4,6 +4,8 @@ One rule holds for every number: a row without a valid answer is wrong. It stays
 denominator, as a miss of its true class, and it is a prediction of no class.
 
     emotion, attributes   one label a face: see `labels`; with `groups` of people
+    scale                 numbers of a scale, as answered and, where there are probabilities, as
+                          expected by them: see `ratings`
     labels                several labels a face: see `multilabel`
     au                    action units, and `consistency`: see `action_units`
     affect                valence and arousal, where rows have them: see `affect`
@@ -17,7 +19,7 @@ denominator, as a miss of its true class, and it is a prediction of no class.
 A row is a line of `predictions.jsonl`: `id`, `truth` {`emotion`, `aus` {"4": intensity} or null,
 `annotated_aus`, `attributes`}, `label`, `status`, `aus`, `probabilities` {label: p} or null, and
 `subject`, a name for the person in the picture, null or left out if it is not known; of several
-labels a face also `labels` and `truth.labels`.
+labels a face also `labels` and `truth.labels`; of a scale `truth.value`, the exact number.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from typing import Any, TypedDict
 from vlmface.answers import STATUSES
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
+from vlmface.metrics import ratings
 from vlmface.metrics.action_units import count_aus, true_aus
 from vlmface.metrics.calibration import calibration
 from vlmface.metrics.labels import answer, count_labels, right_and_known, truth
 from vlmface.metrics.measures import multilabel_scores as au_scores
 from vlmface.metrics.metric import METRICS, Metric, Row, Scope, of_kind, with_built_in
-from vlmface.metrics.parts import answer_scores, label_part, parts_of
+from vlmface.metrics.parts import answer_scores, label_part, parts_of, scale_part
 from vlmface.metrics.statistics import Array, align
 from vlmface.metrics.tables import details
 
@@ -58,7 +61,7 @@ __all__ = [
 ]
 
 # The blocks of metrics.json that have scores.
-BLOCKS = ("emotion", "attributes", "labels", "au", "affect", "rationale")
+BLOCKS = ("emotion", "attributes", "scale", "labels", "au", "affect", "rationale")
 
 
 class About(TypedDict):
@@ -197,11 +200,27 @@ def point_scores(
 
 def label_block(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:
     """{"n", "accuracy", "uar", "f1_macro", "ci95", and "calibration" where there are
-    probabilities} of the labels alone."""
+    probabilities} of the labels alone; of a scale {"n", "mae", "ccc", ..., "ci95", and "expected"
+    where there are probabilities}."""
+    if space.scale is not None:
+        return _scale_block(rows, space)
     part = label_part(rows, Scope(space), METRICS.built_in.values())
     block: dict[str, Any] = {"n": int(part.counts.sum()), **part.values(), **part.intervals()}
     if probabilities := calibration(rows, space, list(METRICS.built_in.values())):
         block["calibration"] = probabilities
+    return block
+
+
+def _scale_block(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:
+    """`label_block` of a scale."""
+
+    def of_reading(reading: str) -> dict[str, Any]:
+        part = scale_part(rows, Scope(space), METRICS.built_in.values(), reading)
+        return {"n": int(part.counts.sum(0)[0, 0]), **part.values(), **part.intervals()}
+
+    block = of_reading(ratings.ANSWERED)
+    if any(row.get("probabilities") for row in rows):
+        block["expected"] = of_reading(ratings.EXPECTED)
     return block
 
 
@@ -215,6 +234,8 @@ def block_of(scores: Mapping[str, Any], space: LabelSpace) -> dict[str, Any] | N
     """The block of `summarise` that scores the labels of the space."""
     if space.field == "emotion":
         return scores.get("emotion")
+    if space.scale is not None:
+        return scores.get("scale", {}).get(space.field)
     return scores.get("attributes", {}).get(space.field)
 
 

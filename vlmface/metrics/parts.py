@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlmface.errors import UserError
-from vlmface.metrics import affect, measures, multilabel
+from vlmface.metrics import affect, measures, multilabel, ratings
 from vlmface.metrics.action_units import count_aus
 from vlmface.metrics.labels import count_labels, shift_confusion
 from vlmface.metrics.measures import ratio
@@ -179,7 +179,13 @@ def parts_of(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> It
 
 
 def _all_parts(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> Iterator[Part]:
-    if not scope.space.multi_label:
+    if scope.space.scale is not None:
+        answered = scale_part(rows, scope, metrics)
+        yield answered
+        yield from _further_parts(rows, scope, metrics, "scale", answered.path)
+        if any(row.get("probabilities") for row in rows):
+            yield scale_part(rows, scope, metrics, ratings.EXPECTED)
+    elif not scope.space.multi_label:
         labels = label_part(rows, scope, metrics)
         yield labels
         yield from _further_parts(rows, scope, metrics, labels.kind, labels.path)
@@ -202,6 +208,18 @@ def label_part(rows: Sequence[Row], scope: Scope, metrics: Iterable[Metric]) -> 
     path = ("emotion",) if is_emotion else ("attributes", scope.space.field)
     counts = count_labels(rows, scope.space)
     return _counted(kind, path, metrics, counts, rows, shift_confusion)
+
+
+def scale_part(
+    rows: Sequence[Row],
+    scope: Scope,
+    metrics: Iterable[Metric],
+    reading: str = ratings.ANSWERED,
+) -> Counted:
+    """The metrics of numbers of a scale: those answered, or those expected by the probabilities."""
+    name = scope.space.field if reading == ratings.ANSWERED else f"{scope.space.field}_{reading}"
+    counts = ratings.sums(rows, scope.space, reading)
+    return _counted("scale", ("scale", name), metrics, counts, rows)
 
 
 def _multilabel_parts(

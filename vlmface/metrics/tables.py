@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vlmface import facs
 from vlmface.label_spaces import LabelSpace
-from vlmface.metrics import groups, multilabel
+from vlmface.metrics import groups, multilabel, ratings
 from vlmface.metrics.labels import class_scores, right_and_known
 from vlmface.metrics.measures import binary_scores
 from vlmface.metrics.metric import Row, Scope
@@ -37,7 +37,9 @@ def details(part: Part, rows: Sequence[Row], scope: Scope, ci: bool) -> dict[str
         return {"n": int(total[0, 1])} if part.kind == "rationale" else {}
     if part.kind == "au":
         return {"per_au": _table(binary_scores(total), [facs.name(au) for au in scope.au_set])}
-    if part.kind == "affect":
+    if part.kind == "scale" and part.path[-1] == scope.space.field:
+        return ratings.details(rows, scope.space)
+    if part.kind in ("affect", "scale"):
         return {"n": int(total[0, 0])}
     if part.kind == "labels":
         table = _table(multilabel.per_label(total), scope.space.labels)

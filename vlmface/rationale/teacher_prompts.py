@@ -61,7 +61,7 @@ class TeacherPrompt:
         values = {
             "aus": describe(truth.aus),
             "label": truth.label,
-            "candidates": ", ".join(space.labels),
+            "candidates": space.candidates,
             "max_words": str(limits.max_words),
         }
         content = [

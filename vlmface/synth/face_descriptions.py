@@ -11,6 +11,7 @@ import numpy as np
 from vlmface import facs
 from vlmface.au_descriptions import CLAUSES
 from vlmface.synth.faces import Sample
+from vlmface.synth.v2.parameters import Look, Photo
 
 # Place of the face -> the regions of the catalogue in it.
 PLACES = {
@@ -49,10 +50,13 @@ def appearance(sample: Sample, rng: np.random.Generator) -> list[str]:
     if look.hair_style == "bald":
         clauses.append("the head is bald")
     else:
-        clauses.append(f"the hair is {look.hair_colour}")
+        if not (isinstance(view, Photo) and view.camera.grey):
+            clauses.append(f"the hair is {look.hair_colour}")
         clauses.append(f"the hair style is {look.hair_style}")
     if look.beard > 0:
         clauses.append("there is a beard")
+    if isinstance(look, Look) and look.glasses is not None:
+        clauses.append("the person wears glasses")
     clauses.append(f"the person is about {max(10, round(sample.age, -1))} years old")
     clauses.append(f"the person is {'a woman' if sample.gender == 'female' else 'a man'}")
     return [clauses[i] for i in sorted(rng.permutation(len(clauses))[:3])]

@@ -7,19 +7,15 @@ patch shows.
 
 from __future__ import annotations
 
-import io
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from vlmface.synth import dataset
-from vlmface.synth.face_parameters import Face
+from vlmface.synth.face_parameters import View
 from vlmface.synth.head import head_model
-from vlmface.synth.render import render
-from vlmface.utils import files, subprocesses
+from vlmface.synth.render import Render
+from vlmface.synth.v2.layers import FRAME
 
-SHARD = 200  # faces in a cached file
 PART_CLASSES = 5  # background, skin, eyes, hair, teeth and tongue
 
 
@@ -68,21 +64,21 @@ def landmark_vertices() -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([indices, mirrored]), np.r_[k : 2 * k, 0:k]
 
 
-def known_geometry(face: Face, size: int, grid: int) -> dict[str, np.ndarray]:
-    """Render `face` and return what is known of the picture.
+def known_geometry(rendering: Render, view: View, grid: int) -> dict[str, np.ndarray]:
+    """What is known of a rendered face.
 
     image (size, size, 3) uint8; points (k, 2) positions of the landmarks in -1..1; shift (k, 3)
     their displacement from the face at rest, in dm, in the head's own frame; pose (5,) yaw, pitch,
     roll, gaze in units of 10 degrees; parts (grid, grid, PART_CLASSES) share of each part in each
     patch.
     """
-    rendering = render(face, size)
+    size = len(rendering.image)
     vertices, _ = landmark_vertices()
-    view = face.view
     part = np.full(rendering.part.shape, 1)
     part[rendering.part == -1] = 0
     part[(rendering.part == 1) | (rendering.part == 2)] = 2
     part[rendering.part >= 6] = 3
+    part[rendering.part == FRAME] = 1
     part[(rendering.part >= 3) & (rendering.part <= 5)] = 4
     shares = np.eye(PART_CLASSES, dtype=np.float32)[part]
     cell = size // grid
@@ -94,36 +90,3 @@ def known_geometry(face: Face, size: int, grid: int) -> dict[str, np.ndarray]:
         "pose": np.array([view.yaw, view.pitch, view.roll, *view.gaze], np.float32) / 10,
         "parts": shares,
     }
-
-
-def _make_shard(path: Path, start: int, size: int, grid: int) -> None:
-    faces = range(start, start + SHARD)
-    rows = [known_geometry(dataset.draw(0, "pretrain", i).face, size, grid) for i in faces]
-    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    arrays["points"], arrays["shift"] = arrays["points"].astype("f2"), arrays["shift"].astype("f2")
-    arrays["parts"] = (arrays["parts"] * 255).round().astype("u1")
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    files.atomic_write(path, buffer.getvalue())
-
-
-def load_geometry(count: int, size: int, grid: int) -> dict[str, np.ndarray]:
-    """`known_geometry` of the first `count` pretrain faces, stacked; rendered where not cached.
-
-    points and shift are float16, parts uint8 (255 = all of the patch).
-    """
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
-
-    folder = files.cache_dir() / "geometry" / f"v{dataset.VERSION}" / f"{size}px{grid}"
-    paths = [folder / f"{shard:05d}.npz" for shard in range(-(-count // SHARD))]
-    jobs = [
-        delayed(_make_shard)(path, shard * SHARD, size, grid)
-        for shard, path in enumerate(paths)
-        if not path.exists()
-    ]
-    parallel = Parallel(-1, return_as="generator_unordered", **subprocesses.joblib_arguments())
-    for _ in tqdm(parallel(jobs), "rendering", len(jobs), unit="shard"):
-        pass
-    shards = [np.load(path) for path in paths]
-    return {name: np.concatenate([shard[name] for shard in shards])[:count] for name in shards[0]}

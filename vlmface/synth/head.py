@@ -44,6 +44,7 @@ AU_UNITS: dict[int, dict[str, float]] = {
     28: {"mouthRollLower": 1.15, "mouthRollUpper": 1.0, "jawOpen": 0.08},
     34: {"cheekPuff": 1.35},
     43: {"eyeBlink{}": 1.0},
+    46: {"eyeBlink{}": 1.0, "eyeSquint{}": 0.5, "cheekSquint{}": 0.5},
 }
 
 
@@ -130,8 +131,11 @@ class HeadModel:
                 )
         for name, weight in identity.shapes.items():
             self._add(vertices, f"shape:{name}", weight)
-        vertices = self._normalise(vertices)
-        # Shape targets may part the lips: a face at rest has its mouth closed.
+        return self.close_lips(self._normalise(vertices))
+
+    def close_lips(self, vertices: np.ndarray) -> np.ndarray:
+        """`vertices` with the lips brought together, in place: shape targets may part them, but a
+        face at rest has its mouth closed."""
         gap = vertices[self._upper_lip, 1] - vertices[self._lower_lip, 1]
         self._add(vertices, "unit:jawOpen", -max(0.0, float(gap) + 0.006) / 0.34)
         return vertices

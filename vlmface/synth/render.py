@@ -74,16 +74,8 @@ def render(
     scene = rtcore_scene.EmbreeScene()
     mesh_construction.TriangleMesh(scene, placed.astype(np.float32), triangles.astype(np.int32))
 
-    # A pinhole camera on the z axis, far enough to see 2.5 dm / zoom at the face's depth.
-    tangent = np.tan(np.radians(FIELD_OF_VIEW / 2))
-    distance = np.float32(1.16 / view.zoom / tangent)
     wide = round(size * supersample)
-    axis = (np.arange(wide, dtype=np.float32) + 0.5) / wide * 2 - 1
-    columns, rows = np.meshgrid(axis - 2 * view.shift[0], -axis + 2 * view.shift[1])
-    directions = np.stack([columns * tangent, rows * tangent, -np.ones_like(columns)], -1)
-    directions = directions.reshape(-1, 3).astype(np.float32)
-    origins = np.zeros_like(directions)
-    origins[:, 2] = distance
+    origins, directions = camera_rays(view, wide)
     hits = cast(scene, origins, directions)
     attributes = interpolate(mesh.attributes, triangles[hits.triangle], hits.u, hits.v)
     kind = mesh.kind[hits.triangle]
@@ -94,8 +86,6 @@ def render(
     )
     part = np.full(wide * wide, -1, np.int8)
     part[hits.hit] = kind
-    pixels = placed[:count, :2] / (tangent * (distance - placed[:count, 2:3]))
-    pixels = ((pixels * [1, -1] + 1) / 2 + np.array(view.shift) * [1, 1]) * size
     image, jpeg = develop(picture.reshape(wide, wide, 3), size, view)
     nearest = ((np.arange(size) + 0.5) * wide / size).astype(int)
     return Render(
@@ -104,9 +94,40 @@ def render(
         vertices=placed[:count],
         rest_pose=mesh.rest_pose,
         moved=mesh.moved,
-        pixels=pixels.astype(np.float32),
+        pixels=project(placed[:count], view, size),
         part=part.reshape(wide, wide)[np.ix_(nearest, nearest)],
     )
+
+
+def _pinhole(view: View, field_of_view: float) -> tuple[float, np.float32]:
+    """(tangent, distance) of a camera on the z axis, far enough to see 2.5 dm / zoom at the face's
+    depth; `field_of_view` in degrees."""
+    tangent = np.tan(np.radians(field_of_view / 2))
+    return tangent, np.float32(1.16 / view.zoom / tangent)
+
+
+def camera_rays(
+    view: View, wide: int, field_of_view: float = FIELD_OF_VIEW
+) -> tuple[np.ndarray, np.ndarray]:
+    """Origins and directions (wide * wide, 3) of the rays through a picture, row by row."""
+    tangent, distance = _pinhole(view, field_of_view)
+    axis = (np.arange(wide, dtype=np.float32) + 0.5) / wide * 2 - 1
+    columns, rows = np.meshgrid(axis - 2 * view.shift[0], -axis + 2 * view.shift[1])
+    directions = np.stack([columns * tangent, rows * tangent, -np.ones_like(columns)], -1)
+    directions = directions.reshape(-1, 3).astype(np.float32)
+    origins = np.zeros_like(directions)
+    origins[:, 2] = distance
+    return origins, directions
+
+
+def project(
+    points: np.ndarray, view: View, size: int, field_of_view: float = FIELD_OF_VIEW
+) -> np.ndarray:
+    """The places (n, 2) of points (n, 3) in a picture, in pixels."""
+    tangent, distance = _pinhole(view, field_of_view)
+    pixels = points[:, :2] / (tangent * (distance - points[:, 2:3]))
+    pixels = ((pixels * [1, -1] + 1) / 2 + np.array(view.shift) * [1, 1]) * size
+    return pixels.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -159,6 +180,11 @@ def develop(picture: np.ndarray, size: int, view: View) -> tuple[np.ndarray, byt
         rng = np.random.default_rng(seed)
         noisy = np.asarray(image, np.float32) + rng.normal(0, view.noise, (size, size, 3))
         image = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+    return encode_jpeg(image, view.jpeg)
+
+
+def encode_jpeg(image: Image.Image, quality: int) -> tuple[np.ndarray, bytes]:
+    """What a JPEG file of the picture shows, uint8 (h, w, 3), and the file."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=view.jpeg)
+    image.save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer).convert("RGB")), buffer.getvalue()

@@ -23,7 +23,7 @@ def write_sheet(
 
     Args:
         path: of the picture, PNG or JPEG by its ending.
-        name: of the set: synth, synth_scenes or synth_clips.
+        name: of the set: synth, synth_v2, synth_scenes or synth_clips.
         split: of the set.
         options: which rows; `n` is 1 to 1024.
         workers: processes that render, by default as many as there are cores.
@@ -50,8 +50,10 @@ def write_sheet(
 
 def _set(name: str) -> tuple[Any, dict[str, int]]:
     from vlmface.synth import clips, dataset, scenes
+    from vlmface.synth.v2.dataset import FACES_V2
 
-    sets = {rendered.name: rendered for rendered in (dataset.FACES, scenes.SCENES, clips.CLIPS)}
+    rendered_sets = (dataset.FACES, FACES_V2, scenes.SCENES, clips.CLIPS)
+    sets = {rendered.name: rendered for rendered in rendered_sets}
     if name not in sets:
         raise UserError(f"{name!r} is not rendered: use one of {', '.join(sets)}")
     return sets[name], {"frames": clips.FRAMES} if name == "synth_clips" else {}
@@ -59,7 +61,7 @@ def _set(name: str) -> tuple[Any, dict[str, int]]:
 
 def _tiles(sample: FaceSample) -> list[contact_sheet.Tile]:
     if sample.frames is None:
-        title, lines = str(sample.emotion), [contact_sheet.units(sample)]
+        title, lines = sample.emotion or "no emotion", [contact_sheet.units(sample)]
         if sample.context:
             title = sample.context[0]
             lines.insert(0, f"{sample.meta['face_state']}, {sample.meta['object']}")

@@ -72,7 +72,7 @@ def render(subject: Subject, *, repo: str, license: str | None, values: Mapping[
                 "format": _FORMS[p.format],
                 "space": p.space.id,
                 "space_sha": p.space.sha,
-                "labels": ", ".join(p.space.labels),
+                "labels": p.space.candidates,
             }
             for p in subject.prompts
         ],

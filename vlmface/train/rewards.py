@@ -131,6 +131,19 @@ def emotion(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | No
 
 
 @_built_in(needs_annotation=True)
+def rating(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
+    """Of a scale of numbers: 1 minus the error as a share of the scale's length, in [0, 1]; 0
+    without an answer. None without an annotation, and for labels in words."""
+    truth = sample.value(space)
+    if truth is None or space.scale is None:
+        return None
+    if answer.label is None:
+        return 0.0
+    low, high = space.scale.limits
+    return 1 - abs(float(answer.label) - truth) / (high - low)
+
+
+@_built_in(needs_annotation=True)
 def jaccard(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
     """Where a face has several labels: those that are said and annotated by those that are either,
     in [0, 1]; 1 if and only if they are the same. None without an annotation.

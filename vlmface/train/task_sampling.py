@@ -67,8 +67,9 @@ def row_targets(
 
 def takes_votes(prompt: PromptLike) -> bool:
     """Whether the votes of annotators can be the target of a prompt. A rationale leads to one
-    label, so it is not trained with the others."""
-    return not (prompt.multi_label or prompt.has_rationale)
+    label, so it is not trained with the others; of a scale the mean is the target."""
+    is_scale = prompt.space.scale is not None
+    return not (prompt.multi_label or prompt.has_rationale or is_scale)
 
 
 def vote_shares(sample: FaceSample, prompt: PromptLike) -> Target:
@@ -110,7 +111,7 @@ def check_prompts(settings: SFTSettings, prompts: Sequence[Prompt]) -> None:
         )
     if settings.soft_labels and not any(map(takes_votes, prompts)):
         raise UserError(
-            "soft_labels is true, but no prompt asks for one label without a rationale "
+            "soft_labels is true, but no prompt asks for one label in words without a rationale "
             f"({', '.join(prompt.id for prompt in prompts)}): add such a prompt, or set "
             "soft_labels: false"
         )

@@ -262,7 +262,11 @@ def _label(role: str, columns: Mapping[str, Column], rows: int) -> str | None:
     Raises:
         UserError: There are several.
     """
-    named = [n for n in _named(role, columns) if 1 <= len(columns[n].words) <= MOST_LABELS]
+    named = [
+        n
+        for n in _named(role, columns)
+        if 1 <= len(columns[n].words) <= MOST_LABELS or columns[n].numbers
+    ]
     if named:
         words = [name for name in named if columns[name].numbers is None]
         return (words or named)[0]

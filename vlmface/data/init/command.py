@@ -14,6 +14,7 @@ from vlmface.data.init.choices import Choices, Finding
 from vlmface.data.init.label_folders import look_at_folders
 from vlmface.data.init.labels import LabelChoices
 from vlmface.data.init.opening import open_data
+from vlmface.data.init.rating_columns import parse_choice
 from vlmface.data.init.tables import look_at_table
 from vlmface.data.init.writing import FileContent
 from vlmface.data.rows import Rows
@@ -46,7 +47,7 @@ def init_command(path: Path, choices: Choices) -> int:
     print("\n".join(finding.lines))
     dataset = _write(target, finding.content)
     _print_splits(dataset)
-    _print_next(target, finding.content.prompt)
+    _print_next(target, finding.content.prompt, dataset.label_space.scale is not None)
     return 0
 
 
@@ -100,13 +101,15 @@ def _print_splits(dataset: DatasetFile) -> None:
     print(f"\nsplits: {', '.join(counts)}")
 
 
-def _print_next(target: Path, prompt: str) -> None:
+def _print_next(target: Path, prompt: str, is_scale: bool) -> None:
     recipe = "sft_labels" if prompt == "label" else "sft_cot"
     run = f"runs/{target.stem}"
     print(f"written: {target}\nnext:")
     print(f"  vlmface data check {target}")
     print(f"  vlmface train {recipe} --dataset {target} --output_dir {run}")
     print(f"  vlmface eval run --benchmark {target} --model {run}")
+    if is_scale:  # which a classifier cannot learn
+        return
     print(
         f"a classifier, which is faster and gives no text: vlmface train clip_finetune --dataset "
         f"{target} --output_dir {run}_clip"
@@ -115,12 +118,25 @@ def _print_next(target: Path, prompt: str) -> None:
 
 def choices_from(arguments: Any) -> Choices:
     """The choices of a parsed command line (`cli`)."""
+    columns = {role: getattr(arguments, role) for role in COLUMN_ROLES}
+    scale = None if arguments.scale is None else parse_choice(arguments.scale)
+    if scale is not None and scale.column is not None:
+        if columns["label"] not in (None, scale.column):
+            raise UserError(
+                f"--scale names the column {scale.column!r} and --label {columns['label']!r}: leave"
+                " one of them out"
+            )
+        columns["label"] = scale.column
     return Choices(
-        columns={role: getattr(arguments, role) for role in COLUMN_ROLES},
+        columns=columns,
         images=arguments.images,
         split_by=arguments.split_by,
         labels=LabelChoices(
-            arguments.label_space, arguments.labels, arguments.ordered, arguments.multi_label
+            arguments.label_space,
+            arguments.labels,
+            arguments.ordered,
+            arguments.multi_label,
+            scale,
         ),
         output=arguments.output,
         overwrite=arguments.overwrite,

@@ -30,16 +30,12 @@ def shares(present: Collection[str], groups: int) -> dict[str, Any]:
     return taken
 
 
-def check_rows(
-    table: Table, groups: Sequence[str], labels: Sequence[Sequence[str]], *, by: str
-) -> None:
-    """Raise UserError for too few rows, and for a label that cannot be in train and in test.
+def check_number(table: Table, labels: Sequence[Sequence[str]]) -> None:
+    """Raise UserError for too few rows.
 
     Args:
         table: The table.
-        groups: The person, video or picture of each row.
         labels: The labels of each row.
-        by: What the groups are: "subject", "video" or "image".
     """
     labelled = sum(bool(words) for words in labels)
     if labelled < MIN_ROWS:
@@ -47,6 +43,19 @@ def check_rows(
             f"{table.path} has {labelled} rows with a label, too few to train on some and to test "
             f"on others: {MIN_ROWS} at least"
         )
+
+
+def check_rare(
+    table: Table, groups: Sequence[str], labels: Sequence[Sequence[str]], *, by: str
+) -> None:
+    """Raise UserError for a label that cannot be in train and in test.
+
+    Args:
+        table: The table.
+        groups: The person, video or picture of each row.
+        labels: The labels of each row.
+        by: What the groups are: "subject", "video" or "image".
+    """
     if rare := rare_labels(groups, labels):
         raise _rare(table, groups, rare, sorted({w for words in labels for w in words}), by)
 

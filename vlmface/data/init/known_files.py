@@ -104,6 +104,7 @@ def _refuse(file: KnownFile, path: Path, choices: Choices) -> None:
         "labels": labels.words,
         "ordered": labels.ordered,
         "multi-label": labels.several,
+        "scale": labels.scale is not None,
     }
     unused_options += [name for name, value in others.items() if value]
     if unused_options:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from vlmface import facs, label_spaces
+from vlmface import facs, label_spaces, scales
+from vlmface.data.init import rating_columns
+from vlmface.data.init.rating_columns import ScaleChoice
 from vlmface.data.tables.cells import texts
 from vlmface.data.tables.files import open_table
 from vlmface.data.tables.options import TableOptions
@@ -35,12 +39,14 @@ class LabelGuess:
         definition: It in the YAML file: a name, a file, or its definition.
         counts: {label: rows}.
         mapping: The option `labels`: words that stand for a label, or for None.
+        text: What is printed of the numbers of a scale; "" for words.
     """
 
     space: LabelSpace
     definition: str | dict[str, Any]
     counts: dict[str, int]
     mapping: dict[str, str | None]
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,29 +58,35 @@ class LabelChoices:
         words: "0=anger" or the name of a data set's coding, for --labels.
         ordered: The labels from the lowest to the highest, for --ordered.
         several: Whether a face may have several labels, for --multi-label.
+        scale: The scale that the labels are numbers on, for --scale.
     """
 
     space: str | None = None
     words: Sequence[str] = ()
     ordered: Sequence[str] = ()
     several: bool = False
+    scale: ScaleChoice | None = None
 
     @property
     def any_given(self) -> bool:
         """Whether the command line says anything about labels."""
-        return bool(self.space or self.words or self.ordered or self.several)
+        return bool(
+            self.space or self.words or self.ordered or self.several or self.scale is not None
+        )
 
 
 def guess_labels(
-    words: Mapping[str, int], choices: LabelChoices, where: str, id: str
+    words: Mapping[str, int], choices: LabelChoices, where: str, id: str, name: str = ""
 ) -> LabelGuess:
-    """The label space of words: a built-in one if it has them all, else one of their own.
+    """The label space of words: a built-in one if it has them all, else one of their own. Numbers
+    may be ratings on a scale.
 
     Args:
         words: {word: rows}.
         choices: Of the command line.
         where: The column or folder, for messages.
         id: Of a label space of their own.
+        name: Of the column; "" if the labels are not in one.
 
     Raises:
         UserError: The words are numbers without a meaning, a single one, or not in the label space
@@ -84,27 +96,73 @@ def guess_labels(
     label_counts = _apply(words, mapping)
     if not label_counts:
         raise UserError(f"{where}: there are no labels: name their column, --label COLUMN")
+    if choices.space is None and len(_spellings(label_counts)) == 1:
+        raise _single(next(iter(label_counts)), where)
+    if (rated := _guess_scale(label_counts, choices, where, id, name)) is not None:
+        return dataclasses.replace(rated, mapping=mapping)
     several = choices.several or _has_several(label_counts)
     if several:
         label_counts = _pieces(label_counts)
     numeric = [word for word in label_counts if re.fullmatch(r"[-+]?\d+(\.\d+)?", word)]
     if numeric and choices.space is None and not choices.ordered:
-        raise _numbers_without_meaning(numeric, where)
+        raise _numbers_without_meaning(numeric, where, name)
     if choices.space is not None:
         space = label_spaces.space(choices.space)
         return LabelGuess(space, choices.space, _count(label_counts, space, where), mapping)
     spelling = _spellings(label_counts)
     if len(spelling) < 2:
         (only,) = spelling.values()
-        raise UserError(
-            f"{where}: all rows have the label {only!r}, but a model needs two at least to choose "
-            "from: name another column with --label COLUMN"
-        )
+        raise _single(only, where)
     if not several and not choices.ordered and (built_in := _built_in(spelling.values())):
         return LabelGuess(built_in, built_in.id, _count(label_counts, built_in, where), mapping)
     definition = _define(id, spelling, choices.ordered, several, where)
     space = label_spaces.from_mapping({"source": id, **definition}, where)
     return LabelGuess(space, definition, _count(label_counts, space, where), mapping)
+
+
+def _guess_scale(
+    words: Mapping[str, int], choices: LabelChoices, where: str, id: str, name: str
+) -> LabelGuess | None:
+    """The scale of numbers that are ratings, or that `--scale` or `--label-space` says are; None
+    for other labels."""
+    others = {
+        "label-space": choices.space,
+        "ordered": choices.ordered,
+        "multi-label": choices.several,
+    }
+    given = [option for option, value in others.items() if value]
+    if choices.scale is not None and given:
+        raise UserError(f"--scale and --{given[0]} exclude each other: leave one of them out")
+    definition: str | dict[str, Any] | None
+    if choices.space is not None:
+        space, definition = label_spaces.space(choices.space), choices.space
+    elif given or (definition := _scale_definition(words, choices.scale, id, name)) is None:
+        return None
+    else:
+        space = label_spaces.from_mapping({"source": id, **definition}, where)
+    if space.scale is None:
+        return None
+    counts = _count(words, space, where)
+    if sum(n > 0 for n in counts.values()) < 2:
+        raise _single(next(iter(words)), where)
+    is_guess = choices.scale is None and choices.space is None
+    text = rating_columns.text_of(space.scale, words, is_guess)
+    return LabelGuess(space, definition, counts, {}, text)
+
+
+def _scale_definition(
+    words: Mapping[str, int], choice: ScaleChoice | None, id: str, name: str
+) -> dict[str, Any] | None:
+    """The label space of numbers that are ratings; None if they may be codes."""
+    if choice is not None:
+        content = rating_columns.chosen_scale(choice, words)
+    elif (guessed := rating_columns.guess_scale(words, name)) is not None:
+        content = guessed
+    else:
+        return None
+    title = " ".join(re.sub(r"[_<>*{}\s]+", " ", name).split())[: scales.LONGEST].strip()
+    named = {"name": title, **content} if title and title.isprintable() else content
+    return {"id": id, "field": "context", "scale": named}
 
 
 def of_action_units(units: Sequence[int], id: str) -> LabelGuess:
@@ -166,12 +224,21 @@ def _occurs(word: str, label_counts: Mapping[str, int]) -> bool:
     return normalise(word) in {normalise(other) for other in label_counts}
 
 
-def _numbers_without_meaning(words: Sequence[str], where: str) -> UserError:
+def _single(label: str, where: str) -> UserError:
+    return UserError(
+        f"{where}: all rows have the label {label!r}, but a model needs two at least to choose "
+        "from: name another column with --label COLUMN"
+    )
+
+
+def _numbers_without_meaning(words: Sequence[str], where: str, name: str) -> UserError:
     numbers = sorted(words, key=float)
     listed = ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
     scale = ""
     if len(numbers) <= MOST_STEPS and all(float(number).is_integer() for number in numbers):
         scale = f"; or, if they are steps of a scale, --ordered {' '.join(numbers)}"
+    of_column = f"{shlex.quote(name)}=" if name else ""
+    scale += f"; or, if they are ratings, --scale {of_column}{numbers[0]}:{numbers[-1]}"
     return UserError(
         f"{where}: the labels are numbers ({listed}): say what they mean, --labels 0=anger "
         "1=disgust ... or --labels CODEBOOK.csv, a table of two columns, or that they are coded as "
@@ -267,6 +334,12 @@ def _count(words: Mapping[str, int], space: LabelSpace, where: str) -> dict[str,
     counts = dict.fromkeys(space.labels, 0)
     for word, count in words.items():
         label = space.match(word)
+        if label is None and space.scale is not None:
+            raise UserError(
+                f"{where}: {word!r} is not a number from {space.scale.range_text}, the scale of "
+                f"the labels: correct it, leave it out, --labels {shlex.quote(word)}=null, or name "
+                "another range with --scale"
+            )
         if label is None:
             raise UserError(
                 f"{where}: {word!r} is not a label of {space.id} "

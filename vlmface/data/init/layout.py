@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmface.data.init import columns as guesses
-from vlmface.data.init import label_columns, people, raters, tools
+from vlmface.data.init import label_columns, people, raters, rating_columns, tools
 from vlmface.data.init.boxes import face_box
 from vlmface.data.init.choices import Choices
 from vlmface.data.init.columns import NONE, Column
@@ -98,6 +98,8 @@ def find_layout(path: Path, table: Table, choices: Choices) -> Layout:
     if not layout.names_pictures and tool is None:
         raise _no_pictures(path, layout)
     layout = _with_marks(_with_names(layout, choices), marked)
+    if chosen.get("label") is None:
+        layout = _with_rating(layout)
     return layout if has_box else _with_rows_as_ratings(layout)
 
 
@@ -133,6 +135,19 @@ def _with_marks(layout: Layout, marked: Sequence[str]) -> Layout:
         return layout
     free = {name: c for name, c in columns.items() if name not in roles.values()}
     return dataclasses.replace(layout, marks=label_columns.find_label_columns(free))
+
+
+def _with_rating(layout: Layout) -> Layout:
+    """The layout with the column of ratings, if nothing else holds the label."""
+    roles, columns = layout.roles, layout.columns
+    if "label" in roles or layout.marks:
+        return layout
+    box = face_box(columns)[0] or []
+    taken = {*roles.values(), *(box if isinstance(box, list) else [box])}
+    free = {name: column for name, column in columns.items() if name not in taken}
+    others = layout.tool is not None or any(map(guesses.is_unit, columns))
+    name = rating_columns.find_column(free, others)
+    return layout if name is None else dataclasses.replace(layout, roles={**roles, "label": name})
 
 
 def _with_names(layout: Layout, choices: Choices) -> Layout:

@@ -20,7 +20,9 @@ def line(role: str, column: str, text: str) -> str:
 
 
 def counted(guess: LabelGuess) -> str:
-    """The labels with their numbers of rows."""
+    """The labels with their numbers of rows, or the numbers of a scale."""
+    if guess.text:
+        return guess.text
     by_count = sorted(((label, n) for label, n in guess.counts.items() if n), key=lambda x: -x[1])
     listed = ", ".join(f"{label} ({n:,})" for label, n in by_count[:12])
     more = f", ... {len(by_count)} labels" if len(by_count) > 12 else ""

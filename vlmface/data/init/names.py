@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Collection
 
 _NAMES = {
     "image": """image img images imagepath imagefile imagename imgpath imgname file filename files
@@ -40,6 +42,20 @@ _RATERS = """rater coder annotator judge labeler labeller observer evaluator ass
     bewerter rateur annotateur codeur évaluateur juge codificador anotador evaluador juez avaliador
     valutatore annotatore codificatore beoordelaar sędzia эксперт разметчик кодировщик 标注者 评分者
     评价者 評価者 評定者 평가자"""
+_RATINGS = """rating ratings rated score scores vas likert engagement attention attentiveness
+    interest boredom confusion frustration concentration intensity pain stress anxiety fatigue
+    sleepiness drowsiness comfort discomfort trust trustworthiness attractiveness likeability
+    likability warmth competence dominance enjoyment amusement satisfaction excitement involvement
+    bewertung einschätzung punkte punktzahl schmerz intensität aufmerksamkeit müdigkeit beteiligung
+    langeweile interesse vertrauen sympathie stärke note évaluation douleur intensité puntuación
+    calificación dolor intensidad atención compromiso punteggio valutazione dolore intensità
+    attenzione pontuação avaliação dor intensidade beoordeling pijn aandacht ocena ból оценка боль
+    интенсивность 评分 打分 得分 疼痛 評価 評点 痛み 평점 점수 통증"""
+_MEASURED = """id index idx nr no num number row frame frames time timestamp ms sec seconds duration
+    trial block order width height x y w h left top right bottom size confidence brightness
+    luminance contrast blur sharpness quality date year month day rt latency session visit group
+    condition weight bmi n count sd std stdev se sem var variance pitch yaw roll pose seed version
+    fold code class category"""
 _OF_RATERS = ("", "s", "id", "name", "nr", "no", "number", "code")  # as in rater_id
 
 
@@ -52,6 +68,18 @@ def plain(name: str) -> str:
 _ROLE_OF = {plain(name): role for role, names in _NAMES.items() for name in names.split()}
 _RATER_NAMES = {plain(name) + ending for name in _RATERS.split() for ending in _OF_RATERS}
 _PLACE = {plain(name): i for names in _NAMES.values() for i, name in enumerate(names.split())}
+
+
+RATINGS = frozenset(map(plain, _RATINGS.split()))
+"""Words in names of columns that hold ratings."""
+MEASURED = frozenset(map(plain, _MEASURED.split()))
+"""Words in names of columns of numbers that are not ratings."""
+_PART = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
+
+
+def has_part(name: str, words: Collection[str]) -> bool:
+    """Whether a name, or a word in it (Pain_VAS, painScore, "Pain (VAS)"), is one of words."""
+    return any(plain(part) in words for part in (name, *_PART.split(name)))
 
 
 def role_of(name: str) -> str | None:

@@ -16,7 +16,7 @@ _FEWEST = 2  # columns
 
 def rater_columns(columns: Mapping[str, Column]) -> list[str]:
     """The columns that are numbered and named for raters, such as rater1 and rater2, and hold the
-    same few words or numbers; [] if there are not at least two, or another column is named as the
+    same few words, or numbers; [] if there are not at least two, or another column is named as the
     label."""
     if any(role_of(name) == "label" for name in columns):
         return []
@@ -26,7 +26,9 @@ def rater_columns(columns: Mapping[str, Column]) -> list[str]:
         if numbered and is_rater(numbered[1]):
             stems.setdefault(numbered[1].casefold(), []).append(name)
     named = max(stems.values(), key=len, default=[])
-    return named if len(named) >= _FEWEST and share_words([columns[n] for n in named]) else []
+    chosen = [columns[name] for name in named]
+    rated = all(column.numbers and len(column.words) > 2 for column in chosen)
+    return named if len(named) >= _FEWEST and (rated or share_words(chosen)) else []
 
 
 def words_of(columns: Sequence[Column]) -> dict[str, int]:

@@ -114,7 +114,8 @@ def _labelled(path: Path, layout: Layout, choices: Choices) -> Guesses:
         guess = labels.guess_labels(words, choice, f"{path}, columns of raters", id)
     elif name is not None:
         column = columns.get(name) or guesses.column_of(layout.table, name)
-        guess = labels.guess_labels(column.words, choice, f"{path}, column {name!r}", id)
+        rated = name if name in layout.table.columns else ""  # not a part of file names
+        guess = labels.guess_labels(column.words, choice, f"{path}, column {name!r}", id, rated)
     elif marks:
         several = choice.several or (layout.marks is not None and layout.marks.several)
         choice = dataclasses.replace(choice, several=several)
@@ -180,7 +181,9 @@ def _splits(layout: Guesses, choices: Choices) -> tuple[str | None, dict[str, An
     is_checked = "label" in roles and not layout.repeated and not guess.space.multi_label
     if is_checked and "test" not in present:
         row_labels = _row_labels(layout.columns[roles["label"]], guess)
-        divide.check_rows(table, groups, row_labels, by=by)
+        divide.check_number(table, row_labels)
+        if guess.space.scale is None:
+            divide.check_rare(table, groups, row_labels, by=by)
     taken = divide.shares(present, len(set(groups)))
     if taken:
         splits = {**splits, "by": by, **taken, "seed": 0}
@@ -264,8 +267,10 @@ def _options(layout: Guesses) -> dict[str, Any]:
     options |= box_options
     if layout.label.mapping:
         options["labels"] = layout.label.mapping
-    affect = [layout.columns[layout.roles[role]] for role in NUMBERS if role in layout.roles]
-    if any(column.has_decimal_commas for column in affect):
+    numeric = [layout.roles[role] for role in NUMBERS if role in layout.roles]
+    if layout.label.space.scale is not None:
+        numeric += [name for name in (layout.roles.get("label"), *layout.raters) if name]
+    if any(layout.columns[name].has_decimal_commas for name in numeric):
         options["decimal"] = ","
     if layout.marks is not None:
         options["votes"] = list(layout.marks.names)
@@ -310,9 +315,11 @@ def _label_lines(layout: Guesses) -> list[str]:
         kind = "all that are 1" if guess.space.multi_label else "most votes"
         lines.append(line("label", kind, ", ".join(guess.space.labels)))
     if layout.raters:
-        lines.append(line("label", f"most of {len(layout.raters)} raters", counted(guess)))
+        kind = "most" if guess.space.scale is None else "mean"
+        lines.append(line("label", f"{kind} of {len(layout.raters)} raters", counted(guess)))
     if layout.repeated:
-        text = f"{layout.repeated:,} pictures have several rows: each row is counted as a vote"
+        how = "each row is counted as a vote" if guess.space.scale is None else "their mean is used"
+        text = f"{layout.repeated:,} pictures have several rows: {how}"
         lines.append(line("", "", text))
     if units := layout.units.get("aus"):
         lines.append(line("action units", f"{len(units)} columns", ", ".join(units)))

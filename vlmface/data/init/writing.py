@@ -73,6 +73,10 @@ class FileContent:
             return [f"label_space: {_flow(self.label_space)}"]
         lines = ["label_space:"]
         lines += [f"  {name}: {_flow(value)}" for name, value in self.label_space.items()]
+        if (scale := self.label_space.get("scale")) is not None:
+            what = "" if "name" in scale else "name: what is rated, "
+            meanings = f"anchors: {{{scale['min']}: a few words, {scale['max']}: a few words}}"
+            return [*lines, f"  # also possible in scale: {what}{meanings}"]
         first = self.label_space["labels"][0]
         if "aliases" not in self.label_space:
             lines.append(f"  # aliases: {_flow({first: ['another word for it']})}")

@@ -17,6 +17,7 @@ from vlmface.data.tables.cells import (
     NULLS,
     BadCellError,
     as_label,
+    as_number,
     as_text,
     convert,
     key_of,
@@ -27,6 +28,7 @@ from vlmface.data.tables.columns import NUMBERS, WORDS, Source
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
+from vlmface.scales import number_text
 
 GENDERS = {"f": "female", "w": "female", "m": "male"}
 
@@ -38,6 +40,7 @@ class LabelWords:
     def __init__(self, options: TableOptions) -> None:
         self.field = options.label_field
         self.space = options.space_of_labels
+        self.decimal = options.decimal
         self.mapping: dict[str, str | None] = {}
         for word, label in with_plain(options.labels or {}).items():
             if label is None or self.space is None:
@@ -47,7 +50,7 @@ class LabelWords:
             else:
                 raise UserError(
                     f"labels maps {word!r} to {label!r}: use one of "
-                    f"{', '.join(self.space.labels)}, or None{self._hint()}"
+                    f"{self.space.candidates}, or None{self._hint()}"
                 )
 
     def _hint(self) -> str:
@@ -70,12 +73,15 @@ class LabelWords:
         return label
 
     def of_cell(self, value: Any) -> str | None:
-        """The label of a cell. Raises BadCellError for a word that is not one."""
+        """The label of a cell, of a scale its exact number as text. Raises BadCellError for a word
+        that is not one, and for a number outside the range."""
         word = as_text(value)
         if word is None:
             return None
         if (key := key_of(word, self.mapping)) is not None:
             return self.mapping[key]
+        if self.space is not None and self.space.scale is not None:
+            return self._rating(value)
         label = self._known(word)
         if label is None and word.casefold() in NULLS:
             return None
@@ -85,9 +91,24 @@ class LabelWords:
             raise self._bad_word(word)
         return label
 
+    def _rating(self, value: Any) -> str | None:
+        """The number of a cell on the scale of the label space, as text."""
+        space = self.space
+        assert space is not None and space.scale is not None
+        number = as_number(value, self.decimal)
+        if number is not None and space.scale.nearest(number) is None:
+            raise BadCellError(
+                f"a number from {space.scale.range_text}, the scale of {space.id}: correct it, "
+                f"change min or max of the scale, or leave it out, labels={{{str(value)!r}: None}}"
+            )
+        return None if number is None else number_text(number)
+
     def of_words(self, value: Any) -> list[str] | None:
         """The labels of a cell of words. Raises BadCellError for a word that is not a label, and
         for several labels where the label space has one a face."""
+        if self.space is not None and self.space.scale is not None:
+            rating = self.of_cell(value)
+            return None if rating is None else [rating]
         if self.space is not None and isinstance(value, str) and self.is_label(value.strip()):
             words = [value.strip()]  # although it may hold a separator
         else:

@@ -16,7 +16,9 @@ from vlmface.data.tables.labels import LabelWords
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
+from vlmface.scales import number_text
 
+_DIGITS = 9  # decimal places of a mean, whose last ones are rounding
 # Picks a label from (words, votes (n, words)), NaN for none: `votes.majority`.
 Majority = Callable[[list[str], np.ndarray, LabelWords, str], list[str | None]]
 
@@ -30,14 +32,41 @@ def rater_votes(
     Raises:
         UserError: A cell is not a label, or a face may have several.
     """
-    columns = matching_columns(table, options.raters or (), "raters")
-    labels = one_label_words(options, "raters=")
-    read: Callable[[Any], Any] = labels.of_cell
-    of_raters = [convert(table, column, rows, read) for column in columns]
+    of_raters = _cells_of_raters(table, rows, options)
     words = list(dict.fromkeys(word for column in of_raters for word in column if word))
     return words, sum(
         (_counts(column, words) for column in of_raters), np.zeros((len(rows), len(words)))
     )
+
+
+def mean_ratings(table: Table, rows: np.ndarray, options: TableOptions) -> list[list[str] | None]:
+    """The mean of the numbers in the columns of the option `raters`, as texts, for a scale. An
+    empty cell does not count.
+
+    Raises:
+        UserError: A cell is not a number of the scale.
+    """
+    of_raters = _cells_of_raters(table, rows, options)
+    cells = [cell for column in of_raters for cell in column]
+    groups = np.tile(np.arange(len(rows)), len(of_raters))
+    return _as_texts(_means(cells, groups, len(rows)))
+
+
+def _cells_of_raters(
+    table: Table, rows: np.ndarray, options: TableOptions
+) -> list[list[str | None]]:
+    """The labels in each column of the option `raters`."""
+    columns = matching_columns(table, options.raters or (), "raters")
+    read: Callable[[Any], Any] = one_label_words(options, "raters=").of_cell
+    return [convert(table, column, rows, read) for column in columns]
+
+
+def _as_texts(values: np.ndarray) -> list[list[str] | None]:
+    """Numbers of a scale as the column of their field contains them, None for NaN."""
+    return [
+        None if value != value else [number_text(round(value, _DIGITS))]
+        for value in values.tolist()
+    ]
 
 
 def one_label_words(options: TableOptions, option: str) -> LabelWords:
@@ -63,9 +92,9 @@ def join_ratings(
 ) -> dict[str, Any]:
     """One row for each picture, where each row was one person's rating of its picture.
 
-    The labels are counted as votes, and valence, arousal and age are means. Of all other fields the
-    value is kept if the rows of a picture agree, and left empty otherwise, with a warning; a
-    rationale is that of the first row.
+    The labels are counted as votes, and valence, arousal, age and the numbers of a scale are means.
+    Of all other fields the value is kept if the rows of a picture agree, and left empty otherwise,
+    with a warning; a rationale is that of the first row.
 
     Args:
         columns: Of FaceSample, a row for each rating.
@@ -86,7 +115,10 @@ def join_ratings(
     joined: dict[str, Any] = {}
     for name, values in columns.items():
         cells = values.tolist() if isinstance(values, np.ndarray) else list(values)
-        if name in NUMBERS:
+        if name == options.label_field and labels.space is not None and labels.space.scale:
+            numbers = [cell[0] if cell else None for cell in cells]
+            joined[name] = _as_texts(_means(numbers, groups, len(first)))
+        elif name in NUMBERS:
             joined[name] = _means(cells, groups, len(first))
         elif name == options.label_field:
             joined |= _voted(cells, groups, len(first), labels, where, majority)
@@ -115,7 +147,7 @@ def _groups(columns: dict[str, Any]) -> tuple[list[int], np.ndarray]:
 
 
 def _means(cells: Sequence[Any], groups: np.ndarray, n: int) -> np.ndarray:
-    values = np.array([np.nan if cell is None else cell for cell in cells], np.float64)
+    values = np.array([np.nan if cell is None else float(cell) for cell in cells], np.float64)
     is_number = ~np.isnan(values)
     sums = np.bincount(groups[is_number], values[is_number], n)
     counts = np.bincount(groups[is_number], minlength=n)

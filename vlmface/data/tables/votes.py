@@ -16,7 +16,7 @@ from vlmface.data.tables.cells import BadCellError, as_label, cell_error, conver
 from vlmface.data.tables.columns import Source, matching_columns
 from vlmface.data.tables.labels import LabelWords
 from vlmface.data.tables.options import TableOptions
-from vlmface.data.tables.ratings import rater_votes
+from vlmface.data.tables.ratings import mean_ratings, rater_votes
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
 from vlmface.label_spaces import EMOTIONS
@@ -42,6 +42,8 @@ def read_votes(
         )
     if options.raters is not None and (options.votes is not None or "label_votes" in source):
         raise UserError("raters= and other votes cannot be combined: leave one out")
+    if options.space_of_labels is not None and options.space_of_labels.scale is not None:
+        return _of_scale(table, source, rows, options)
     if options.raters is not None:
         words, votes = rater_votes(table, rows, options)
         options = dataclasses.replace(options, labels=None)  # these are labels already
@@ -59,6 +61,26 @@ def read_votes(
         labels = LabelWords(options)
         fields[options.label_field] = labels.column(majority(words, votes, labels, str(table.path)))
     return fields
+
+
+def _of_scale(
+    table: Table, source: Source, rows: np.ndarray, options: TableOptions
+) -> dict[str, Any]:
+    """The mean of several raters' numbers; {} without columns of raters. Raises UserError for
+    votes, of which a scale has none."""
+    if options.votes is not None or "label_votes" in source:
+        raise UserError(
+            f"{table.path}: there are votes, but the labels are numbers of a scale: name columns "
+            "of raters' numbers with raters=, or leave votes and label_votes out"
+        )
+    if options.raters is None:
+        return {}
+    if options.label_field in source:
+        raise UserError(
+            f"{table.path}: raters= and the column {source[options.label_field]!r} both hold the "
+            "rating: leave one out"
+        )
+    return {options.label_field: mean_ratings(table, rows, options)}
 
 
 def _marked(words: list[str], marks: np.ndarray, labels: LabelWords) -> list[list[str] | None]:

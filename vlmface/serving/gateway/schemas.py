@@ -61,6 +61,11 @@ class Answer(BaseModel):
     complete: bool = Field(description="whether generation ended by itself")
     text: str = Field(description="the generated text")
     latency_s: float
+    value: float | None = Field(description="the label as a number; null: it is in words")
+    range: list[float] | None = Field(description="lowest and highest number of the scale")
+    expected: float | None = Field(
+        description="mean of the scale's numbers, weighted with their probabilities"
+    )
 
 
 class Face(BaseModel):
