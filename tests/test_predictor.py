@@ -113,7 +113,7 @@ def test_of_a_clip_each_frame_has_a_box_of_its_own(
             (alone,) = one.face_views(frames[i], box=boxes[i])
             assert image.tobytes() == alone.images.tobytes()  # type: ignore[union-attr]
         report = four.predict_clip(frames, boxes)
-        expected = four.backend.predict(four.prompts_by_task["emotion"], [shown], 1)[0]
+        expected = four.backend.predict(four.prompts_by_task["emotion"], [view], 1)[0]
         assert report.probabilities == expected.probabilities
         assert (report.face_found, report.box) == (True, None)
         # One frame is the middle one, and it has no face here.
