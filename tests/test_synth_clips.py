@@ -241,4 +241,4 @@ def test_the_command_draws_a_sheet(name, size, tmp_path, capsys):
     with Image.open(path) as sheet:
         assert sheet.size[0] == (8 * 160 if name == "synth_clips" else 2 * 160)
     assert main(["synth", "--dataset", "rafdb", "--n", "2", "--sheet", str(path)]) == 2
-    assert "'rafdb' is not rendered: use one of synth, synth_scenes" in capsys.readouterr().err
+    assert "'rafdb' is not rendered: use one of synth, synth_v2" in capsys.readouterr().err
