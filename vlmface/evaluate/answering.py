@@ -266,9 +266,9 @@ def _predict_faces(
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     """`_predict_and_score` of the faces; no prediction for the other images."""
     faces = list(itertools.compress(images, are_faces))
-    known = list(itertools.compress(evidence, are_faces))
+    face_evidence = list(itertools.compress(evidence, are_faces))
     answers = iter(
-        _predict_and_score(predictor, faces, known, scoring, batch_size) if faces else []
+        _predict_and_score(predictor, faces, face_evidence, scoring, batch_size) if faces else []
     )
     return [next(answers) if is_face else (NO_PREDICTION, None) for is_face in are_faces]
 

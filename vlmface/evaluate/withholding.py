@@ -97,8 +97,10 @@ def _with_images(rows: datasets.Dataset, donors: datasets.Dataset) -> datasets.D
     from datasets import concatenate_datasets
 
     names = _image_columns(rows)
-    kept = rows.remove_columns(names)
-    return concatenate_datasets([kept, donors.select_columns(names).flatten_indices()], axis=1)
+    other_columns = rows.remove_columns(names)
+    return concatenate_datasets(
+        [other_columns, donors.select_columns(names).flatten_indices()], axis=1
+    )
 
 
 def _grey(rows: datasets.Dataset) -> datasets.Dataset:

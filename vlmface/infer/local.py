@@ -279,8 +279,8 @@ class LocalModel:
             batch_size = min(batch_size, CPU_ROWS)
         for start in range(0, len(images), batch_size):
             end = start + batch_size
-            known = self.evidence_of(images[start:end], evidence and evidence[start:end])
-            label_scores += self._score_batch(images[start:end], texts[start:end], known)
+            batch_evidence = self.evidence_of(images[start:end], evidence and evidence[start:end])
+            label_scores += self._score_batch(images[start:end], texts[start:end], batch_evidence)
         if not prior:
             return label_scores
         return [

@@ -80,8 +80,8 @@ def generate_local(run: Path, images: Sequence[Any], dtype: str) -> list[Generat
     stops = model.family.stop_token_ids(model.processor)
     collate = encode.Collator(model.processor, model.family)
     generations = []
-    shown = [_apply_views(image, model.views, model.frames) for image in images]
-    for row in model.prompt_rows(shown, evidence=model.evidence_of(shown)):
+    prepared = [_apply_views(image, model.views, model.frames) for image in images]
+    for row in model.prompt_rows(prepared, evidence=model.evidence_of(prepared)):
         batch = encode.to_model(collate([row]), model.model)
         with torch.inference_mode():
             output = model.model.generate(
@@ -168,12 +168,12 @@ def generate_remote(
         "max_tokens": run_manifest.generation["max_new_tokens"],
     }
     generations = []
-    shown = [_apply_views(image, views, run_manifest.num_frames) for image in images]
-    texts: list[str | None] = [None] * len(shown)
+    prepared = [_apply_views(image, views, run_manifest.num_frames) for image in images]
+    texts: list[str | None] = [None] * len(prepared)
     if prompts[0].uses_evidence:
         with EvidenceSource(index=picture_index(views, run_manifest.num_frames)) as source:
-            texts = [*source.texts(shown)]
-    for pictures, text in zip(shown, texts, strict=True):
+            texts = [*source.texts(prepared)]
+    for pictures, text in zip(prepared, texts, strict=True):
         uris = image_uris(pictures, padding)
         body = request | {"messages": attach_images(prompts[0].messages(text), uris)}
         reply = httpx2.post(

@@ -34,8 +34,8 @@ def _version_2(index: int, size: int, grid: int) -> dict[str, np.ndarray]:
     labels = visibility.annotate(sample.expression, rendering.visible)
     graded = {label.au: label.intensity for label in labels}
     intensities = [graded.get(au, np.nan) for au in facs.SYNTH_V2_AUS]
-    known = known_geometry(rendering, sample.face.view, grid)
-    return known | {"intensities": np.array(intensities, np.float32)}
+    geometry = known_geometry(rendering, sample.face.view, grid)
+    return geometry | {"intensities": np.array(intensities, np.float32)}
 
 
 # Data set -> its version, and what is known of one of its pretrain faces.

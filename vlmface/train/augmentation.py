@@ -155,11 +155,11 @@ class AugmentedRows:
             row |= {name: stored[MIRRORED + name] for name in row if MIRRORED + name in stored}
         if self.texts is None:
             return row
-        changes, shown = self.texts.change(
+        changes, picture_row = self.texts.change(
             epoch, number, is_mirrored=is_mirrored, is_corrupted=is_corrupted
         )
-        if shown != number:  # `row` is the number of the picture's features, if these are cached
-            other = self.rows[shown]
+        if picture_row != number:  # `row` is the number of cached features of the picture
+            other = self.rows[picture_row]
             row |= {name: other[name] for name in (*IMAGE_COLUMNS, "row") if name in row}
         return row | changes
 

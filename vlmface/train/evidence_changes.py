@@ -195,24 +195,28 @@ class Rewriter:
             return {}, number
         is_withheld, is_swapped, rng = self.changes.draw(epoch, number)
         is_swapped = is_swapped and not evidence.is_of_photograph(source["evidence"])
-        shown = int(rng.integers(len(self.sources))) if is_swapped else number
-        other = self._source(shown)
+        picture_row = int(rng.integers(len(self.sources))) if is_swapped else number
+        other = self._source(picture_row)
         if other is None:  # of another prompt, or without a picture
-            shown, other = number, source
+            picture_row, other = number, source
         own = source["evidence"]
         text = evidence.NOT_MEASURED
         if not (is_withheld or is_corrupted):
             text = self._with_noise(own, rng)
-            if shown != number and self.changes.marks_photographs:
+            if picture_row != number and self.changes.marks_photographs:
                 text = evidence.of_photograph(text)
         source |= {"sizes": other["sizes"]}
-        if text == own and not is_mirrored and (shown == number or not self.family.NEEDS_SIZE):
-            return {}, shown
+        if (
+            text == own
+            and not is_mirrored
+            and (picture_row == number or not self.family.NEEDS_SIZE)
+        ):
+            return {}, picture_row
         target = Target(**source["targets"][-1 if is_mirrored else 0])
         if is_mirrored:
             own, text = mirror_text(own), mirror_text(text)
         try:
-            return target.encode(self._encoder(source, text, self.max_length)), shown
+            return target.encode(self._encoder(source, text, self.max_length)), picture_row
         except SkippedSampleError:  # longer than max_length, which the row's own text is not
             source = self._source(number) or source
             return target.encode(self._encoder(source, own, None)), number

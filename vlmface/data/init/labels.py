@@ -130,13 +130,13 @@ def _guess_scale(
         "ordered": choices.ordered,
         "multi-label": choices.several,
     }
-    given = [option for option, value in others.items() if value]
-    if choices.scale is not None and given:
-        raise UserError(f"--scale and --{given[0]} exclude each other: leave one of them out")
+    excluded = [option for option, value in others.items() if value]
+    if choices.scale is not None and excluded:
+        raise UserError(f"--scale and --{excluded[0]} exclude each other: leave one of them out")
     definition: str | dict[str, Any] | None
     if choices.space is not None:
         space, definition = label_spaces.space(choices.space), choices.space
-    elif given or (definition := _scale_definition(words, choices.scale, id, name)) is None:
+    elif excluded or (definition := _scale_definition(words, choices.scale, id, name)) is None:
         return None
     else:
         space = label_spaces.from_mapping({"source": id, **definition}, where)

@@ -88,20 +88,20 @@ def find_column(columns: Mapping[str, Column], others_label: bool) -> str | None
         UserError: There are several.
     """
     numeric = {name: column for name, column in columns.items() if _may_be_ratings(name, column)}
-    found = [name for name in numeric if is_rating_name(name)]
-    if not found and not others_label:
-        found = [
+    candidates = [name for name in numeric if is_rating_name(name)]
+    if not candidates and not others_label:
+        candidates = [
             name
             for name, column in numeric.items()
             if role_of(name) is None and _are_many(column.numbers or ()) and not _counts_up(column)
         ]
-    if len(found) > 1:
+    if len(candidates) > 1:
         raise UserError(
-            f"the columns {', '.join(map(repr, found))} may all hold the rating: name one, --label "
-            f"{shlex.quote(found[0])}; if each holds the numbers of one rater, name them all, "
-            f"--raters {' '.join(map(shlex.quote, found))}"
+            f"the columns {', '.join(map(repr, candidates))} may all hold the rating: name one, "
+            f"--label {shlex.quote(candidates[0])}; if each holds the numbers of one rater, name "
+            f"them all, --raters {' '.join(map(shlex.quote, candidates))}"
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def is_rating_name(name: str) -> bool:
@@ -113,8 +113,8 @@ def _may_be_ratings(name: str, column: Column) -> bool:
     numbers = column.numbers
     if not numbers or len(set(numbers)) < 3 or is_unit(name) or is_rater(name):
         return False
-    known = role_of(name) not in (None, "label", "valence", "arousal")
-    return not known and not has_part(name, MEASURED) and all(map(math.isfinite, numbers))
+    has_other_role = role_of(name) not in (None, "label", "valence", "arousal")
+    return not has_other_role and not has_part(name, MEASURED) and all(map(math.isfinite, numbers))
 
 
 def _counts_up(column: Column) -> bool:

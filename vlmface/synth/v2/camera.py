@@ -79,6 +79,6 @@ def _noisy(pixels: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.n
     deviation = np.sqrt(camera.read**2 + camera.shot**2 * level.mean(-1, keepdims=True))
     high, wide = level.shape[:2]
     shared = rng.standard_normal((high, wide, 1), np.float32)
-    own = rng.standard_normal((high, wide, 3), np.float32)
-    noise = (0.8 * shared + 0.6 * own) * deviation
+    per_channel = rng.standard_normal((high, wide, 3), np.float32)
+    noise = (0.8 * shared + 0.6 * per_channel) * deviation
     return np.clip((level + noise) * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -46,8 +46,9 @@ def as_seen(sample: Sample, labels: Sequence[AULabel]) -> Sample:
 def visible_emotion(sample: Sample, labels: Sequence[AULabel]) -> str | None:
     """The emotion, or None if hidden AUs take its support away."""
     emotion, drawn = sample.expression.emotion, sample.expression.aus
-    seen = as_seen(sample, labels).expression.aus
-    return None if facs.supports(drawn, emotion) and not facs.supports(seen, emotion) else emotion
+    visible_aus = as_seen(sample, labels).expression.aus
+    is_hidden = facs.supports(drawn, emotion) and not facs.supports(visible_aus, emotion)
+    return None if is_hidden else emotion
 
 
 def to_sample(

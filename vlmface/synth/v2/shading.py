@@ -157,8 +157,8 @@ def _soft_shadow(head: Posed, hits: Hits, normal: np.ndarray, key: np.ndarray) -
     layers[hits.hit, 1] = 255
     blur = ImageFilter.BoxBlur(wide * (0.006 + 0.012 * view.softness))
     blurred = Image.fromarray(layers.reshape(wide, wide, 2), "LA").filter(blur)
-    light, there = np.asarray(blurred, np.float32).reshape(-1, 2)[hits.hit].T
-    share = light / np.maximum(there, 1)
+    light, coverage = np.asarray(blurred, np.float32).reshape(-1, 2)[hits.hit].T
+    share = light / np.maximum(coverage, 1)
     return view.shadow + (1 - view.shadow) * np.clip(share, 0, 1)
 
 
