@@ -27,6 +27,7 @@ from helpers.training import sft_settings
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
+from vlmface.evidence import NOT_MEASURED
 from vlmface.infer.local import LocalModel
 from vlmface.train import checks
 from vlmface.train.rows import encode_rows
@@ -444,7 +445,8 @@ def test_every_row_has_an_image(processor: Any) -> None:
     asks without an image, and a row without one cannot be encoded."""
     for file in sorted((ROOT / "prompts").glob("*.yaml")):
         prompt = prompts.load(file.stem)
-        blocks = [block["type"] for message in prompt.messages() for block in message["content"]]
+        messages = prompt.messages(NOT_MEASURED)
+        blocks = [block["type"] for message in messages for block in message["content"]]
         assert blocks.count("image") == prompt.images >= 1, file.name
     from datasets import Dataset
 
