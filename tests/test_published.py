@@ -376,7 +376,7 @@ def test_a_run_keeps_the_padding_and_says_so(cropping: Path) -> None:
     assert found.image["pad_to_square"] == 1
     colour = tuple(int(x * 255) for x in (0.48145466, 0.4578275, 0.40821073))
     assert remote.padding_colour(run) == colour
-    messages = remote._messages(PROMPT, stripes(160, 40), colour)
+    messages = remote._messages(PROMPT, stripes(160, 40), colour, None)
     uri = next(b for b in messages[-1]["content"] if b["type"] == "image_url")["image_url"]["url"]
     import base64
     import io
