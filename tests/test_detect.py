@@ -15,7 +15,7 @@ import skimage
 import torch
 from PIL import Image
 
-from vlmface.data import detect
+from vlmface.data import detect, face_search
 from vlmface.errors import UserError
 
 needs_detector = pytest.mark.skipif(
@@ -115,6 +115,23 @@ def test_a_pool_survives_what_fails() -> None:
         1 / 0  # noqa: B018
     with pool.lend() as again:
         assert again is first
+
+
+def test_a_clear_face_is_not_taken_where_a_larger_one_is_unsure(monkeypatch: Any) -> None:
+    def candidate(left: int, side: int, score: float) -> face_search.Candidate:
+        return face_search.Candidate((left, 0, left + side, side), score, np.zeros((4, 2)))
+
+    detector = detect.Detector.__new__(detect.Detector)
+    image = Image.new("RGB", (400, 200))
+
+    def boxes(*candidates: face_search.Candidate) -> list[float]:
+        monkeypatch.setattr(detector, "_candidates", lambda _: list(candidates), raising=False)
+        return [box[0] for box in detector._clear_faces(image)]
+
+    small, large = candidate(0, 60, 0.95), candidate(200, 160, 0.9)
+    assert boxes(small, large) == pytest.approx([196, -1.5])
+    assert boxes(small, candidate(200, 160, 0.6)) == [] and boxes() == []
+    assert boxes(candidate(0, 60, 0.6), large) == pytest.approx([196])
 
 
 CLOSED_IN_USE = """

@@ -339,6 +339,19 @@ def test_a_photograph_keeps_its_picture(processor: Any) -> None:
     assert [AugmentedRows(own, None, texts)[index]["row"] for index in range(6)] == [*range(6)]
 
 
+def test_a_row_without_evidence_keeps_its_picture(processor: Any) -> None:
+    """Nothing would be left that its target follows from."""
+    own = encoded(processor, with_texts(rows(6)))
+    texts = rewriter(processor, own, picture_noise=0.99)
+    rows_shown = [texts.change(0, k, is_mirrored=False, is_corrupted=True)[1] for k in range(6)]
+    assert rows_shown == [*range(6)]
+    assert any(texts.change(0, k, is_mirrored=False, is_corrupted=False)[1] != k for k in range(6))
+    unmeasured = with_texts(rows(6)).map(lambda row: {COLUMN: evidence.NOT_MEASURED})
+    texts = rewriter(processor, encoded(processor, unmeasured), picture_noise=0.99)
+    rows_shown = [texts.change(0, k, is_mirrored=False, is_corrupted=False)[1] for k in range(6)]
+    assert rows_shown == [*range(6)]
+
+
 def test_weights_stay_on_the_label(processor: Any) -> None:
     from vlmface.train import task_sampling
 

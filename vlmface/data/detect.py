@@ -200,17 +200,15 @@ class Detector:
 
     def clear_face(self, image: Image.Image, near: Sequence[float] | None = None) -> Box | None:
         """As `face`, in a fifth of its time: the largest face that MediaPipe's face detector is
-        sure of. The box is about that of the mesh, which is not computed. None does not mean that
-        `face` finds none."""
+        sure of. The box is about that of the mesh, which is not computed. None, also where it is
+        unsure of a larger one, does not mean that `face` finds none."""
         return _largest(image, near, self._clear_faces)
 
     def _clear_faces(self, image: Image.Image) -> list[Box]:
-        boxes = [
-            _scaled(candidate.box, CLEAR_SCALE)
-            for candidate in self._candidates(image_conversion.as_rgb(image))
-            if candidate.score >= MIN_CLEAR_SCORE
-        ]
-        return sorted(boxes, key=by_size)
+        candidates = self._candidates(image_conversion.as_rgb(image))
+        by_sizes = sorted(candidates, key=lambda candidate: by_size(candidate.box))
+        clear = itertools.takewhile(lambda c: c.score >= MIN_CLEAR_SCORE, by_sizes)
+        return [_scaled(candidate.box, CLEAR_SCALE) for candidate in clear]
 
     def _landmarker(self) -> Any:
         from mediapipe.tasks.python import BaseOptions

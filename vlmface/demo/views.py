@@ -374,11 +374,11 @@ def timeline(
     """
     predictions = [report.primary for report in reports]
     tables = [_label_probabilities(prediction) for prediction in predictions]
-    known = next((dict(table) for table in tables if table), None)
+    first_table = next((dict(table) for table in tables if table), None)
     predicted = dict.fromkeys(label for p in predictions for label in p.answer.labels)
     if any(prediction.answer.scale for prediction in predictions):
         predicted = dict.fromkeys(sorted(predicted, key=float))
-    labels = list(known or predicted)
+    labels = list(first_table or predicted)
     rows: list[dict[str, Any]] = []
     for label in labels:
         has_label = [label in prediction.answer.labels for prediction in predictions]
@@ -394,7 +394,7 @@ def timeline(
     ]
     without_face = [number for number, face in enumerate(faces, start=1) if face is None]
     counted = sorted((row for row in rows if row["frames"]), key=lambda row: -row["frames"])
-    return str(_template().timeline(rows, ticks, counted, known is not None, without_face))
+    return str(_template().timeline(rows, ticks, counted, first_table is not None, without_face))
 
 
 def au_comparison(

@@ -76,24 +76,24 @@ class LocalModel:
         self.evidence.close()
 
     def evidence_of(
-        self, images: Sequence[ImageOrImages], known: Sequence[str | None] | None = None
+        self, images: Sequence[ImageOrImages], measured: Sequence[str | None] | None = None
     ) -> list[str | None]:
         """The evidence of images for the model's prompt.
 
         Args:
             images: With the run's views already applied.
-            known: What was measured of them already; what is None is measured now.
+            measured: What was measured of them already; what is None is measured now.
 
         Returns:
             For each image its text, or None if the prompt contains no evidence.
         """
         if not self.prompt.uses_evidence:
             return [None] * len(images)
-        if known is None:
+        if measured is None:
             return [*self.evidence.texts(images)]
         return [
             self.evidence.text(image) if text is None else text
-            for image, text in zip(images, known, strict=True)
+            for image, text in zip(images, measured, strict=True)
         ]
 
     def with_prompt(self, prompt: Any) -> LocalModel:
@@ -311,8 +311,8 @@ class LocalModel:
         start_time = time.perf_counter()
         rows = self.prompt_rows(images, evidence=evidence)
         candidates = [
-            self.label_ids(text, sizes_of(image), known)
-            for text, image, known in zip(rationales, images, evidence, strict=True)
+            self.label_ids(text, sizes_of(image), text_of_image)
+            for text, image, text_of_image in zip(rationales, images, evidence, strict=True)
         ]
         # Padded on the right as in training: a plain forward counts positions from the first slot.
         batch = encode.Collator(self.processor, self.family)(rows)
@@ -473,8 +473,8 @@ class LocalModel:
                     width=prompt_length,
                 )
                 candidates = [
-                    self.label_ids(answer.rationale, sizes_of(row["image"]), known)
-                    for answer, row, known in zip(answers, rows, evidence, strict=True)
+                    self.label_ids(answer.rationale, sizes_of(row["image"]), row_evidence)
+                    for answer, row, row_evidence in zip(answers, rows, evidence, strict=True)
                 ]
                 scores = self._label_probabilities(candidates, cached)
         complete = [ended for _, ended in generated]

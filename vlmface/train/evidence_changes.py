@@ -194,12 +194,14 @@ class Rewriter:
         if source is None:
             return {}, number
         is_withheld, is_swapped, rng = self.changes.draw(epoch, number)
-        is_swapped = is_swapped and not evidence.is_of_photograph(source["evidence"])
+        own = source["evidence"]
+        # What is learnt must follow from the evidence where the picture is another one.
+        is_shown = not is_corrupted and own != evidence.NOT_MEASURED
+        is_swapped = is_swapped and is_shown and not evidence.is_of_photograph(own)
         picture_row = int(rng.integers(len(self.sources))) if is_swapped else number
         other = self._source(picture_row)
         if other is None:  # of another prompt, or without a picture
             picture_row, other = number, source
-        own = source["evidence"]
         text = evidence.NOT_MEASURED
         if not (is_withheld or is_corrupted):
             text = self._with_noise(own, rng)

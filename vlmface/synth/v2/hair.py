@@ -160,7 +160,7 @@ def _fringe(
         sway = sway + 0.5 * (x - hair.parting)
     share = np.linspace(0, 1, steps)[None, :]
     across = roots.points[:, :1] + sway[:, None] * share**1.3
-    across = np.clip(across, -0.62, 0.62)  # beyond it there is no forehead to follow
+    across = np.clip(across, -0.62, 0.62)  # the forehead ends there
     across = across + hair.curl * 0.05 * np.sin(7 * share + rng.uniform(0, 6.28, (count, 1)))
     height = roots.points[:, 1:2] - down[:, None] * share
     skin = scalp.vertices[_forehead()]
