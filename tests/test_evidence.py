@@ -448,9 +448,9 @@ def test_evaluation_predict_and_gateway_show_the_same(
         with TestClient(create_app(predictor, Settings()), base_url="http://localhost") as client:
             body = {"image": base64.b64encode(Path(files[0]).read_bytes()).decode()}
             reply = client.post("/v1/analyze", json={**body, "faces": "none"})
-            (found,) = reply.json()["faces"]
-        assert found["evidence"] == lines[0]["evidence"]
-        assert found["answers"]["emotion"]["text"] == lines[0]["text"]
+            (face,) = reply.json()["faces"]
+        assert face["evidence"] == lines[0]["evidence"]
+        assert face["answers"]["emotion"]["text"] == lines[0]["text"]
         *_, streamed = predictor.stream(faces[0], faces="none")
         assert (
             streamed.evidence == lines[0]["evidence"] and streamed.primary.text == lines[0]["text"]
@@ -510,8 +510,8 @@ def test_a_server_is_sent_the_evidence(run: Path, tmp_path: Path) -> None:
         image = Image.open(io.BytesIO(base64.b64decode(asked.face.partition(",")[2])))
         text = local.evidence.text(image.convert("RGB"))
         assert asked.prompt() == PROMPT.messages(text)[-1]["content"][-1]["text"]
-        (found,) = local.predict([image], probabilities=False, evidence=[text])
-        return Reply(found.text)
+        (prediction,) = local.predict([image], probabilities=False, evidence=[text])
+        return Reply(prediction.text)
 
     out = tmp_path / "served"
     with FakeTeacher(behave) as server:

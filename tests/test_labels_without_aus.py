@@ -29,7 +29,7 @@ pytestmark = [
 
 def commands() -> list[list[str]]:
     """The commands of the page."""
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.replace("\\\n", " "), re.S)
     return [shlex.split(line) for block in blocks for line in block.splitlines() if line]
 
 

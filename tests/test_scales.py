@@ -327,20 +327,20 @@ def row(i: int, true: float | None, label: str | None, **more: Any) -> dict[str,
 def random_rows(n: int = 60, seed: int = 0) -> list[dict[str, Any]]:
     generator = np.random.default_rng(seed)
     true = generator.uniform(0, 10, n)
-    said = np.clip(np.round(true + generator.normal(0, 1.5, n)), 0, 10).astype(int)
-    return [row(i, float(t), str(s)) for i, (t, s) in enumerate(zip(true, said, strict=True))]
+    answered = np.clip(np.round(true + generator.normal(0, 1.5, n)), 0, 10).astype(int)
+    return [row(i, float(t), str(s)) for i, (t, s) in enumerate(zip(true, answered, strict=True))]
 
 
 def test_metrics_agree_with_their_formulas() -> None:
     rows = random_rows()
     block = metrics.summarise(rows, TEN, (), ABOUT)["scale"]["context"]
     true = np.array([one["truth"]["value"] for one in rows])
-    said = np.array([float(one["label"]) for one in rows])
-    shared = np.mean((true - true.mean()) * (said - said.mean()))
-    ccc = 2 * shared / (true.var() + said.var() + (true.mean() - said.mean()) ** 2)
-    assert block["mae"] == pytest.approx(np.abs(true - said).mean())
-    assert block["rmse"] == pytest.approx(np.sqrt(np.mean((true - said) ** 2)))
-    assert block["pearson"] == pytest.approx(stats.pearsonr(true, said).statistic)
+    answered = np.array([float(row["label"]) for row in rows])
+    shared = np.mean((true - true.mean()) * (answered - answered.mean()))
+    ccc = 2 * shared / (true.var() + answered.var() + (true.mean() - answered.mean()) ** 2)
+    assert block["mae"] == pytest.approx(np.abs(true - answered).mean())
+    assert block["rmse"] == pytest.approx(np.sqrt(np.mean((true - answered) ** 2)))
+    assert block["pearson"] == pytest.approx(stats.pearsonr(true, answered).statistic)
     assert block["ccc"] == pytest.approx(ccc)
     assert block["n"] == 60 and block["clusters"] == {"unit": "subject", "n": 15}
     assert block["constant"]["mae"] == pytest.approx(np.abs(true - np.median(true)).mean())
@@ -362,10 +362,10 @@ def test_metrics_do_not_depend_on_where_a_scale_begins(
         one["truth"]["value"] = float(generator.uniform(low, high))
     total = ratings.sums(rows, wide).sum(0)
     true = np.array([one["truth"]["value"] for one in rows]) - low
-    said = np.array([float(one["label"]) for one in rows]) - low
-    assert METRICS.get("mae")(total) == pytest.approx(np.abs(true - said).mean(), rel=1e-6)
-    if said.std() > 0:
-        expected = np.corrcoef(true, said)[0, 1]
+    answered = np.array([float(row["label"]) for row in rows]) - low
+    assert METRICS.get("mae")(total) == pytest.approx(np.abs(true - answered).mean(), rel=1e-6)
+    if answered.std() > 0:
+        expected = np.corrcoef(true, answered)[0, 1]
         assert METRICS.get("pearson")(total) == pytest.approx(expected, abs=1e-6)
 
 
